@@ -1,0 +1,58 @@
+"""Fetch pictures, look at every one of them, and divide them into training, validation and test."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def download_data(
+    source: str,
+    seed: int,
+    validation_fraction: float,
+    test_fraction: float,
+    dataset: dsl.Output[dsl.Dataset],
+):
+    """Write a data set of labelled pictures: audited, divided by class, as TFRecord files.
+
+    The artifact is a folder: classes.json, dataset.json, manifest.csv, left_out.csv, TFRecord files
+    of each split and contact_sheet.jpg. Its metadata counts what it has and what was left out.
+
+    Args:
+        source: closeups, digits, directory:PATH (one sub-folder a class), archive:PATH-or-URL (zip
+            or tar of such a folder) or tfds:NAME (a data set of TensorFlow Datasets).
+        seed: fixes which picture is in which split and the order of the records; 0 or more.
+        validation_fraction: share of each class for validation, above 0 and below 1.
+        test_fraction: share of each class for test; together with validation below 1.
+        dataset: the data set.
+
+    Raises:
+        InputError: a setting out of range; a source that is missing, broken or refused; fewer than
+            two classes, or a class with fewer than three different pictures that can be decoded.
+    """
+    from graftflow.datasets import write_dataset
+    from graftflow.files import atomic_directory
+
+    with atomic_directory(dataset.path) as folder:
+        info = write_dataset(
+            folder,
+            source=source,
+            seed=seed,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+        )
+    dataset.metadata.update(
+        {
+            "source": info.source,
+            "classes": list(info.classes),
+            "pictures": info.pictures,
+            "counts": {split: sum(n.values()) for split, n in info.counts.items()},
+            "left_out": info.audit["left_out"],
+            "duplicates": info.audit["duplicates"],
+            "converted": info.audit["converted"],
+            "digest": info.digest,
+            "note": info.note,
+        }
+    )
+    left_out = info.audit["left_out"]
+    print(f"{info.pictures} pictures in {len(info.classes)} classes, {left_out} left out")

@@ -1,0 +1,349 @@
+"""Fetch an archive and unpack it without trusting it; a refusal is one line and leaves nothing."""
+
+import bz2
+import gzip
+import lzma
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from graftflow.errors import InputError
+from graftflow.files import atomic_directory, atomic_file
+from graftflow.progress import Progress
+from graftflow.storage import UNWRITABLE, writing
+
+CHUNK = 2**20
+TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between two packets
+COMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,  # a compression that Python has not got
+    ValueError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may hold. Pictures hardly compress, so honest archives stay far below.
+
+    Attributes:
+        entries: files and folders.
+        total_bytes: bytes of all files, unpacked.
+        ratio: unpacked bytes per byte of the archive, beyond the first ``free_bytes``.
+        free_bytes: unpacked bytes that are allowed whatever the ratio.
+    """
+
+    entries: int = 2_000_000
+    total_bytes: int = 500 * 10**9
+    ratio: int = 100
+    free_bytes: int = 64 * 10**6
+
+
+class _Meter:
+    """Counts what really comes out of an archive, whatever its headers say."""
+
+    def __init__(self, archive: Path, name: str, limits: Limits) -> None:
+        self._name, self._limits = name, limits
+        self._entries, self._bytes = 0, 0
+        self._by_ratio = limits.free_bytes + limits.ratio * archive.stat().st_size
+
+    def entry(self) -> None:
+        self._entries += 1
+        if self._entries > self._limits.entries:
+            raise _refusal(self._name, f"more than {self._limits.entries:,} entries")
+
+    def count(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > self._limits.total_bytes:
+            raise _refusal(self._name, f"more than {self._limits.total_bytes:,} bytes unpacked")
+        if self._bytes > self._by_ratio:
+            raise _refusal(
+                self._name,
+                f"more than {self._by_ratio:,} bytes unpacked, over {self._limits.ratio} times "
+                f"its own size, as archives made to fill a disk have",
+            )
+
+
+class _Metered:
+    """The unpacked stream of a tar file, metered."""
+
+    def __init__(self, stream: IO[bytes], meter: _Meter) -> None:
+        self._stream, self._meter = stream, meter
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._meter.count(len(data))
+        return data
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """Does not take a damaged or missing header for the end of the archive, as tarfile does."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictHeader":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} where an entry or the end mark should be") from error
+
+
+def is_url(value: str) -> bool:
+    """Return whether a value is a URL (``https://``, ``gs://``, …) rather than a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
+
+
+def check_archive(archive: Path) -> None:
+    """Check quickly that a file can be an archive; its entries are not looked at.
+
+    Raises:
+        InputError: there is no such file, or it is neither zip nor tar.
+    """
+    if not archive.is_file():
+        held = "a folder: say directory:PATH" if archive.is_dir() else "not there"
+        raise InputError(
+            f"An archive must be a zip or tar file. Received: '{archive}', which is {held}."
+        )
+    _kind(archive, str(archive))
+
+
+def download(url: str, destination: str | Path) -> None:
+    """Fetch a URL into a file, written aside and renamed when it is complete.
+
+    Args:
+        url: ``http://`` or ``https://``, or one of an object store that fsspec knows, e.g. ``gs://``.
+        destination: the file to write.
+
+    Raises:
+        InputError: the server cannot be reached, answers with an error (404, …), falls silent for
+            60 seconds or ends early; or the file cannot be written.
+    """
+    fetch = _fetch_http if url.lower().startswith(("http://", "https://")) else _fetch_store
+    with (
+        writing(Path(destination).parent),
+        atomic_file(destination) as aside,
+        aside.open("wb") as file,
+    ):
+        fetch(url, file)
+
+
+def extract(
+    archive: str | Path,
+    destination: str | Path,
+    *,
+    limits: Limits | None = None,
+    name: str | None = None,
+) -> None:
+    """Unpack a zip or tar file (plain, gzip, bzip2 or xz) into a folder.
+
+    The limits are checked against the bytes that come out, while they come out.
+
+    Args:
+        archive: the file.
+        destination: the folder to make; it appears when everything is unpacked.
+        limits: what the archive may hold.
+        name: what the messages call the archive, e.g. its URL; by default its path.
+
+    Raises:
+        InputError: no such file; neither zip nor tar; broken or encrypted; an entry with an
+            absolute path, with ``..``, or that is a link or a device; more than the limits; or the
+            folder cannot be written.
+    """
+    archive = Path(archive)
+    name = name or str(archive)
+    check_archive(archive)
+    kind = _kind(archive, name)
+    meter = _Meter(archive, name, limits or Limits())
+    unpack = _extract_zip if kind == "zip" else _extract_tar
+    with writing(Path(destination).parent), atomic_directory(destination) as folder:
+        try:
+            unpack(archive, folder, name, meter)
+        except InputError:
+            raise
+        except BROKEN as error:
+            raise _broken(name, error) from error
+        except OSError as error:
+            if error.errno is not None:  # the disk's trouble, not the archive's
+                raise
+            raise _broken(name, error) from error
+
+
+def _fetch_http(url: str, file: IO[bytes]) -> None:
+    import requests
+
+    try:
+        with requests.get(
+            url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}
+        ) as response:
+            if response.status_code != requests.codes.ok:
+                raise InputError(
+                    f"The archive's URL must answer with status 200. Received: "
+                    f"{response.status_code} {response.reason} from '{url}'."
+                )
+            length = int(response.headers.get("Content-Length") or 0)
+            _copy(response.iter_content(CHUNK), file, length)
+    except requests.RequestException as error:
+        raise InputError(f"Cannot download '{url}': {_cause(error)}.") from error
+
+
+def _fetch_store(url: str, file: IO[bytes]) -> None:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as remote:
+            stream = cast(IO[bytes], remote)
+            length = int(getattr(stream, "size", 0) or 0)
+            _copy(iter(lambda: stream.read(CHUNK), b""), file, length)
+    except Exception as error:  # every object store has exceptions of its own
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"Cannot download '{url}': {reason}.") from error
+
+
+def _copy(chunks: Iterator[Any], file: IO[bytes], length: int) -> None:
+    progress = Progress("download", total=length // CHUNK + 1, unit="MiB") if length else None
+    done = 0
+    for chunk in chunks:
+        file.write(chunk)
+        if progress:
+            progress.advance((done + len(chunk)) // CHUNK - done // CHUNK)
+        done += len(chunk)
+    if progress:
+        progress.advance(length // CHUNK + 1)
+
+
+def _cause(error: Exception) -> str:
+    """Return the few words of an error of requests that say what happened."""
+    text = str(error)
+    known = {
+        "Name or service not known": "the host is not known",
+        "Temporary failure in name resolution": "the host is not known",
+        "Failed to resolve": "the host is not known",
+        "Connection refused": "the connection was refused",
+        "IncompleteRead": "the connection ended before the file did",
+        "Connection aborted": "the server closed the connection",
+        "Connection broken": "the connection broke",
+        "timed out": f"no answer in {TIMEOUT[1]:.0f} seconds",
+    }
+    for pattern, words in known.items():
+        if pattern in text:
+            return words
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def _kind(archive: Path, name: str) -> str:
+    with archive.open("rb") as file:
+        start = file.read(512)
+    if start[:2] == b"PK":
+        return "zip"
+    if start[257:262] == b"ustar" or any(start.startswith(magic) for magic in COMPRESSORS):
+        return "tar"
+    if start and _is_old_tar(start):
+        return "tar"
+    raise InputError(
+        f"An archive must be zip, tar, tar.gz, tar.bz2 or tar.xz. Received: '{name}', "
+        f"{f'which starts with {start[:16]!r}' if start else 'which is empty'}."
+    )
+
+
+def _is_old_tar(start: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _extract_zip(archive: Path, folder: Path, name: str, meter: _Meter) -> None:
+    with zipfile.ZipFile(archive) as unpacked:
+        for entry in unpacked.infolist():
+            meter.entry()
+            # Windows tools write backslashes.
+            path = _safe_path(folder, entry.filename.replace("\\", "/"), name)
+            kind = stat.S_IFMT(entry.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refusal(name, f"entry '{entry.filename}' is a link or a device")
+            if entry.flag_bits & 1:
+                raise _refusal(name, f"entry '{entry.filename}' is encrypted")
+            if entry.is_dir():
+                _make_folder(path, name)
+                continue
+            with unpacked.open(entry) as content:
+                _write(content, path, name, meter)
+
+
+def _extract_tar(archive: Path, folder: Path, name: str, meter: _Meter) -> None:
+    with archive.open("rb") as raw:
+        start = raw.read(6)
+        raw.seek(0)
+        opener: Any = next((o for m, o in COMPRESSORS.items() if start.startswith(m)), None)
+        stream: IO[bytes] = opener(raw) if opener else raw
+        metered: Any = _Metered(stream, meter)
+        with tarfile.open(fileobj=metered, mode="r|", tarinfo=_StrictHeader) as unpacked:
+            for entry in unpacked:
+                meter.entry()
+                path = _safe_path(folder, entry.name, name)
+                if entry.isdir():
+                    _make_folder(path, name)
+                elif entry.issparse():  # its holes are bytes that the meter would not see
+                    raise _refusal(name, f"entry '{entry.name}' is a sparse file")
+                elif entry.isreg():
+                    content = cast(IO[bytes], unpacked.extractfile(entry))
+                    _write(content, path, name, None)
+                else:
+                    raise _refusal(name, f"entry '{entry.name}' is a link or a device")
+        while metered.read(CHUNK):  # to the end, so that the checksum is checked
+            pass
+
+
+def _safe_path(folder: Path, entry: str, name: str) -> Path:
+    parts = [part for part in re.split(r"[/\\]", entry) if part not in ("", ".")]
+    if entry.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", entry):
+        raise _refusal(name, f"entry '{entry}' has an absolute path")
+    if ".." in parts:
+        raise _refusal(name, f"entry '{entry}' leaves the folder with '..'")
+    if "\0" in entry:
+        raise _refusal(name, f"the name of entry {entry!r} holds a zero byte")
+    return folder / entry
+
+
+def _make_folder(path: Path, name: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _refusal(name, f"'{path.name}' is both a file and a folder") from error
+
+
+def _write(content: IO[bytes], path: Path, name: str, meter: _Meter | None) -> None:
+    _make_folder(path.parent, name)
+    try:
+        with path.open("wb") as file:
+            while chunk := content.read(CHUNK):
+                if meter:
+                    meter.count(len(chunk))
+                file.write(chunk)
+    except IsADirectoryError as error:
+        raise _refusal(name, f"'{path.name}' is both a file and a folder") from error
+
+
+def _refusal(name: str, reason: str) -> InputError:
+    reason = " ".join(reason.split())
+    return InputError(f"Archive '{name}' is refused: {reason}.")
+
+
+def _broken(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return InputError(f"Archive '{name}' is broken: {reason}.")
