@@ -1,0 +1,50 @@
+"""The step that puts everything a person wants to see onto one page."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def write_report(
+    dataset: dsl.Input[dsl.Dataset],
+    features: dsl.Input[dsl.Dataset],
+    head: dsl.Input[dsl.Model],
+    model: dsl.Input[dsl.Model],
+    saved_model: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    adversarial: dsl.Input[dsl.Artifact],
+    visuals: dsl.Input[dsl.Artifact],
+    min_accuracy: float,
+    report: dsl.Output[dsl.HTML],
+):
+    """Write one self-contained HTML page.
+
+    Args:
+        dataset: written by download_data.
+        features: written by extract_features.
+        head: written by train_head.
+        model: written by fine_tune.
+        saved_model: written by export_model.
+        evaluation: written by evaluate.
+        adversarial: written by generate_adversarial.
+        visuals: written by visualise_model.
+        min_accuracy: the gate's threshold, a fraction.
+        report: the page, pictures inside, under 2 MB.
+    """
+    from graftflow.report import write_report as write
+
+    write(
+        report.path,
+        artifacts={
+            "dataset": dataset.path,
+            "features": features.path,
+            "head": head.path,
+            "model": model.path,
+            "saved_model": saved_model.path,
+            "evaluation": evaluation.path,
+            "adversarial": adversarial.path,
+            "visuals": visuals.path,
+        },
+        min_accuracy=min_accuracy,
+    )

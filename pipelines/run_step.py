@@ -1,0 +1,160 @@
+"""Runs one step alone, on the artifacts of a run: ``python -m pipelines.run_step train_head --run runs/latest``."""
+
+import argparse
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.types import type_utils
+
+from pipelines import parameters, run_index
+from pipelines.console import RunConsole
+from pipelines.run_index import Run, Step
+from pipelines.run_local import (
+    ROOT,
+    LineWriter,
+    fail,
+    interrupt_on_sigterm,
+    only_run_in,
+    read_values,
+    source_image,
+)
+from pipelines.settings import STEPS
+
+
+def component(step: str) -> Any:
+    """Return a step's component: the object of the step's name in the file of the step's name."""
+    return getattr(importlib.import_module(f"components.{step}"), step)
+
+
+def depends_on(step: str) -> set[str]:
+    """Return the steps whose artifacts a step reads, directly or through others."""
+    producers = {
+        artifact: other for other in STEPS for artifact in component(other).component_spec.outputs or {}
+    }
+    inputs = component(step).component_spec.inputs or {}
+    direct = {producers[name] for name in inputs if name in producers}
+    return direct.union(*(depends_on(other) for other in direct))
+
+
+def take_inputs(step: str, parent: Run) -> dict[str, Any]:
+    """Return a step's input artifacts from a run.
+
+    Raises:
+        RunError: where the run lacks one; names the step that writes it.
+    """
+    taken = {}
+    for name, spec in (component(step).component_spec.inputs or {}).items():
+        if type_utils.is_parameter_type(spec.type):
+            continue
+        found = parent.artifact(name)
+        if found is None or not Path(found["uri"]).exists():
+            producer = next(s for s in STEPS if name in (component(s).component_spec.outputs or {}))
+            raise run_index.RunError(
+                f"{step} needs the artifact '{name}' of {producer}, which the run "
+                f"'{parent.folder.name}' lacks. Run: make {producer.replace('_', '-')}"
+            )
+        taken[name] = _artifact(spec.type, name, found["uri"], found["metadata"])
+    return taken
+
+
+def _artifact(schema: str, name: str, uri: str, metadata: dict[str, Any] | None = None) -> Any:
+    title = schema.split("@")[0].removeprefix("system.")
+    return getattr(dsl, title)(name=name, uri=uri, metadata=dict(metadata or {}))
+
+
+def run_step(step: str, parent: Run, arguments: dict[str, Any], folder: Path) -> Step:
+    """Run a step in this process.
+
+    Args:
+        step: name of the step.
+        parent: the run whose artifacts it reads.
+        arguments: the component's parameters.
+        folder: where the step's own artifacts go.
+
+    Returns:
+        The finished step; what the component raises is raised.
+    """
+    started = time.monotonic()
+    inputs = take_inputs(step, parent)
+    outputs = {}
+    for name, spec in (component(step).component_spec.outputs or {}).items():
+        if not type_utils.is_parameter_type(spec.type):
+            outputs[name] = _artifact(spec.type, name, str(folder / name))
+    folder.mkdir(parents=True)
+    returned = component(step).python_func(**inputs, **arguments, **outputs)
+    return Step(
+        "done",
+        round(time.monotonic() - started, 2),
+        {name: {"uri": a.uri, "metadata": a.metadata} for name, a in outputs.items()},
+        {} if returned is None else {"Output": returned},
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for an error, 130 when interrupted."""
+    interrupt_on_sigterm()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    pipeline = parameters.local_pipeline(source_image())
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run_step", description=__doc__)
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--run", type=Path, help="folder of a run (default: latest of --runs)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of all runs")
+    parameters.add_flags(parser, pipeline)
+    given = parser.parse_args(arguments)
+    try:
+        with only_run_in(given.runs):
+            return _run_and_save(given, pipeline)
+    except (ValueError, OSError, run_index.RunError) as error:
+        return fail(f"{given.step}: {error}")
+    except KeyboardInterrupt:
+        fail("interrupted; the run before is untouched")
+        return 130
+
+
+def _run_and_save(given: argparse.Namespace, pipeline: Any) -> int:
+    step = given.step
+    parent = Run(given.runs, {})
+    if depends_on(step) or given.run:
+        parent = run_index.load(given.run or given.runs / "latest")
+    # Parameters of the run before stay as they were, unless a flag says otherwise.
+    for name, value in parent.parameters.items():
+        if getattr(given, name, None) is None:
+            setattr(given, name, value)
+    values = read_values(pipeline, given)
+    moment = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
+    folder = given.runs.resolve() / f"{step.replace('_', '-')}-{moment}"
+    run = Run(folder, values, parent=parent.folder.name if parent.steps else "")
+    kept = depends_on(step) | {s for s in parent.steps if step not in depends_on(s) and s != step}
+    run.steps = {name: parent.steps[name] for name in STEPS if name in kept & parent.steps.keys()}
+    with RunConsole(sys.stdout) as console:
+        console.started(step)
+        try:
+            with contextlib.redirect_stdout(LineWriter(console.line)):
+                done = run_step(
+                    step,
+                    parent,
+                    parameters.component_arguments(pipeline, step, values),
+                    folder / step.replace("_", "-"),
+                )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        run.steps[step] = done
+        run.save()
+        console.finished(step, done, run)
+    for name, artifact in done.artifacts.items():
+        console.console.print(f"  {name:<19}{artifact['uri']}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The graph: labelled pictures in, a served classifier and a report out."""
+
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from components.deploy_model import deploy_model
+from components.download_data import download_data
+from components.evaluate import evaluate
+from components.export_model import export_model
+from components.extract_features import extract_features
+from components.fine_tune import fine_tune
+from components.generate_adversarial import generate_adversarial
+from components.train_head import train_head
+from components.visualise_model import visualise_model
+from components.write_report import write_report
+from pipelines.settings import Settings
+
+NAME = "transfer-learning"
+
+
+def build(settings: Settings) -> Any:
+    """Return the pipeline for a cluster (or this machine) described by ``settings``."""
+
+    @dsl.pipeline(name=NAME, display_name="graftflow: transfer learning")
+    def transfer_learning(
+        dataset: str = "closeups",
+        backbone: str = "efficientnet_lite0",
+        weights: str = "imagenet",
+        seed: int = 0,
+        validation_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        fine_tune_blocks: int = 2,
+        fine_tune_epochs: int = 6,
+        learning_rate: float = 1e-4,
+        min_accuracy: float = 0.9,
+        epsilons: str = "0.5/255, 1/255, 2/255, 4/255, 8/255",
+        attack_steps: int = 10,
+        attack_pictures: int = 32,
+        attack_target: str = "",
+        ideal_classes: str = "Siamese cat, zebra",
+        ideal_steps: int = 128,
+        version: int = 0,
+        store: str = "/mnt/models",
+        model_name: str = "graftflow",
+        fingerprint: str = "",
+    ):
+        """Graft a new head onto a pretrained backbone, prove the result, and deploy it.
+
+        Args:
+            dataset: closeups, digits, directory:PATH, archive:PATH-or-URL or tfds:NAME.
+            backbone: name of the pretrained network, e.g. efficientnet_lite0, vgg16, resnet50.
+            weights: imagenet, none (random, for tests), an http(s) address or the path of a weights file.
+            seed: fixes splits, training, attacks and pictures.
+            validation_fraction: part of the pictures that chooses, 0 to 1.
+            test_fraction: part of the pictures that only evaluate sees, 0 to 1.
+            fine_tune_blocks: how many of the backbone's last blocks to train; 0 keeps it frozen.
+            fine_tune_epochs: passes over the training pictures, at most.
+            learning_rate: of fine-tuning.
+            min_accuracy: test accuracy, 0 to 1, below which nothing is deployed.
+            epsilons: radii of the attacks in L-infinity, as fractions or k/255.
+            attack_steps: steps of PGD.
+            attack_pictures: how many test pictures are attacked.
+            attack_target: class that targeted attacks aim at; empty takes each label's next class.
+            ideal_classes: ImageNet classes to draw from noise, separated by commas.
+            ideal_steps: steps of gradient ascent for each of them.
+            version: number of the exported version; 0 takes the seconds since 1970.
+            store: the model store: a folder, or an address such as gs://bucket/models.
+            model_name: name of the model in the store and at the model server.
+            fingerprint: any text that changes when the data behind `dataset` or the file behind `weights` does, so
+                that KFP's cache notices; nothing else depends on it.
+        """
+        data = download_data(
+            source=dataset,
+            seed=seed,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            fingerprint=fingerprint,
+        ).set_display_name("Download data")
+        features = extract_features(
+            dataset=data.outputs["dataset"],
+            backbone=backbone,
+            weights=weights,
+            fingerprint=fingerprint,
+        ).set_display_name("Extract features")
+        head = train_head(features=features.outputs["features"]).set_display_name("Train head")
+        tuned = fine_tune(
+            dataset=data.outputs["dataset"],
+            head=head.outputs["head"],
+            weights=weights,
+            num_blocks=fine_tune_blocks,
+            epochs=fine_tune_epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+        ).set_display_name("Fine-tune")
+        exported = export_model(
+            dataset=data.outputs["dataset"], model=tuned.outputs["model"], version=version
+        ).set_display_name("Export model")
+        evaluated = evaluate(
+            dataset=data.outputs["dataset"],
+            saved_model=exported.outputs["saved_model"],
+            seed=seed,
+        ).set_display_name("Evaluate")
+        attacked = generate_adversarial(
+            dataset=data.outputs["dataset"],
+            model=tuned.outputs["model"],
+            epsilons=epsilons,
+            steps=attack_steps,
+            num_pictures=attack_pictures,
+            target_class=attack_target,
+            seed=seed,
+        ).set_display_name("Generate adversarial samples")
+        seen = visualise_model(
+            dataset=data.outputs["dataset"],
+            model=tuned.outputs["model"],
+            backbone_weights=weights,
+            ideal_classes=ideal_classes,
+            steps=ideal_steps,
+            seed=seed,
+        ).set_display_name("Visualise model")
+        reported = write_report(
+            dataset=data.outputs["dataset"],
+            features=features.outputs["features"],
+            head=head.outputs["head"],
+            model=tuned.outputs["model"],
+            saved_model=exported.outputs["saved_model"],
+            evaluation=evaluated.outputs["evaluation"],
+            adversarial=attacked.outputs["adversarial"],
+            visuals=seen.outputs["visuals"],
+            min_accuracy=min_accuracy,
+        ).set_display_name("Write report")
+        with dsl.If(evaluated.outputs["Output"] >= min_accuracy, name="accurate enough"):
+            deployed = deploy_model(
+                saved_model=exported.outputs["saved_model"], store=store, model_name=model_name
+            ).set_display_name("Deploy model")
+            # The store is outside of KFP's sight: whether the version is still there is checked every time.
+            deployed.set_caching_options(False)
+            if settings.model_store_claim:
+                kubernetes.mount_pvc(
+                    deployed,
+                    pvc_name=settings.model_store_claim,
+                    mount_path=settings.model_store_path,
+                )
+
+        tasks = (data, features, head, tuned, exported, evaluated, attacked, seen, reported, deployed)
+        for task in tasks:
+            _place(task, settings)
+
+    return transfer_learning
+
+
+def _place(task: dsl.PipelineTask, settings: Settings) -> None:
+    """Give a task its image, retries, resources and, where it is a GPU step, its node."""
+    step = task.component_spec.name.replace("-", "_")
+    task.set_container_image(settings.image_of(step))
+    if settings.retry_count:
+        task.set_retry(settings.retry_count, backoff_duration=settings.retry_backoff)
+    resources = settings.resources_of(step)
+    if "cpu" in resources:
+        task.set_cpu_request(resources["cpu"])
+    if "memory" in resources:
+        task.set_memory_request(resources["memory"]).set_memory_limit(resources["memory"])
+    if not settings.uses_gpu(step):
+        return
+    gpu = settings.gpu
+    task.set_accelerator_type(gpu.accelerator).set_accelerator_limit(gpu.count)
+    for key, value in (gpu.node_selector or {}).items():
+        kubernetes.add_node_selector(task, key, value)
+    for toleration in gpu.tolerations or []:
+        kubernetes.add_toleration(task, **toleration)
+    if gpu.shared_memory:
+        kubernetes.empty_dir_mount(
+            task,
+            volume_name="shared-memory",
+            mount_path="/dev/shm",
+            medium="Memory",
+            size_limit=gpu.shared_memory,
+        )

@@ -1,0 +1,109 @@
+"""Checks every setting of a run before any work is done; loads no TensorFlow."""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graftflow import backbones, deployment, epsilons, imagenet_classes, sources
+from graftflow.errors import InputError
+
+
+def check_run(settings: Mapping[str, Any]) -> None:
+    """Check the pipeline's parameters.
+
+    Args:
+        settings: parameters of the pipeline by name; what is missing is not checked.
+
+    Raises:
+        InputError: for the first one that breaks its rule.
+    """
+    for name, check in _CHECKS.items():
+        if name in settings:
+            check(name, settings[name])
+    if {"validation_fraction", "test_fraction"} <= settings.keys():
+        held_out = settings["validation_fraction"] + settings["test_fraction"]
+        if not held_out < 1:
+            raise InputError(
+                "validation_fraction and test_fraction must leave pictures to train on (sum below 1). "
+                f"Received a sum of {held_out:g}"
+            )
+
+
+def _at_least(minimum: int) -> Any:
+    def check(name: str, value: Any) -> None:
+        if value < minimum:
+            raise InputError(f"{name} must be a whole number from {minimum}. Received: {value}")
+
+    return check
+
+
+def _fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} must be a fraction from 0 to 1. Received: {value:g}")
+
+
+def _open_fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"{name} must be a fraction between 0 and 1. Received: {value:g}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} must be a positive number. Received: {value}")
+
+
+def _ideal_classes(_name: str, value: str) -> None:
+    for name in filter(None, (part.strip() for part in value.split(","))):
+        imagenet_classes.imagenet_index(name)
+
+
+_CHECKS: dict[str, Any] = {
+    "dataset": lambda _, value: sources.check_source(value),
+    "backbone": lambda _, value: backbones.get(value),
+    "weights": lambda _, value: backbones.check_weights(value),
+    "seed": _at_least(0),
+    "validation_fraction": _open_fraction,
+    "test_fraction": _open_fraction,
+    "fine_tune_blocks": _at_least(0),
+    "fine_tune_epochs": _at_least(1),
+    "learning_rate": _positive,
+    "min_accuracy": _fraction,
+    "epsilons": lambda _, value: epsilons.parse_epsilons(value),
+    "attack_steps": _at_least(1),
+    "attack_pictures": _at_least(1),
+    "ideal_classes": _ideal_classes,
+    "ideal_steps": _at_least(1),
+    "version": _at_least(0),
+    "store": lambda _, value: deployment.check_store(value),
+    "model_name": lambda _, value: deployment.check_model_name(value),
+}
+
+
+def fingerprint(dataset: str, weights: str) -> str:
+    """Return a digest that changes when local files behind these settings do: names, sizes, times of change.
+
+    Args:
+        dataset: a source, of which ``directory:`` and ``archive:`` name local files.
+        weights: a weights setting, which may be a path.
+
+    Returns:
+        Hexadecimal text, or ``""`` where nothing local is named.
+    """
+    places = [Path(weights)] if backbone_file(weights) else []
+    kind, _, place = dataset.partition(":")
+    if kind in ("directory", "archive") and not re.match(r"https?://", place):
+        root = Path(place)
+        places += sorted(root.rglob("*")) if root.is_dir() else [root]
+    digest = hashlib.sha256()
+    for path in places:
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16] if places else ""
+
+
+def backbone_file(weights: str) -> bool:
+    """Return whether a weights setting is the path of a file."""
+    return weights not in ("imagenet", "none") and not re.match(r"https?://", weights)

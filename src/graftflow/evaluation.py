@@ -1,0 +1,147 @@
+"""Evaluation: the test split's encoded bytes through the very model that will be served."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from PIL import Image
+
+from graftflow import datasets, export, files, metrics
+from graftflow.progress import Progress
+
+
+def predict_split(
+    saved_model_path: str | Path, dataset_path: str | Path, split: str, *, batch_size: int = 32
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], list[str]]:
+    """Send a split's encoded pictures through ``serving_default``.
+
+    Returns:
+        Probabilities ``float32 (n, k)``, labels ``int64 (n,)`` and paths, in the split's order.
+    """
+    signatures = export.load_signatures(export.version_folder(saved_model_path))
+    progress = Progress(split, total=datasets.split_size(dataset_path, split), unit="pictures")
+    probabilities, labels, paths = [], [], []
+    for batch in datasets.read_split(dataset_path, split).batch(batch_size).prefetch(2):
+        answer = signatures["serving_default"](image_bytes=batch["image"])
+        probabilities.append(answer["probabilities"].numpy())
+        labels.append(batch["label"].numpy())
+        paths.extend(path.decode() for path in batch["path"].numpy())
+        progress.advance(len(labels[-1]))
+    return np.concatenate(probabilities), np.concatenate(labels), paths
+
+
+def summarise(
+    probabilities: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    classes: list[str],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compute every figure of ``evaluation.json`` but the mistakes.
+
+    Args:
+        probabilities: ``(n, k)``.
+        labels: ``int (n,)`` in [0, k).
+        classes: the ``k`` names.
+        resamples: bootstrap resamples.
+        confidence: of the intervals, a fraction.
+        seed: fixes the resamples.
+    """
+    counts = metrics.bootstrap_counts(len(labels), resamples=resamples, seed=seed)
+    overall = {
+        "accuracy": metrics.accuracy(counts, probabilities, labels),
+        "log_loss": metrics.log_loss(counts, probabilities, labels),
+        "auc": metrics.area_under_roc(counts, probabilities, labels),
+        "calibration_error": metrics.calibration_error(counts, probabilities, labels),
+    }
+    per_class = {}
+    for index, name in enumerate(classes):
+        precision = metrics.precision(counts, probabilities, labels, of=index)
+        recall = metrics.recall(counts, probabilities, labels, of=index)
+        per_class[name] = {
+            "precision": metrics.with_interval(precision, confidence=confidence),
+            "recall": metrics.with_interval(recall, confidence=confidence),
+            "support": int((labels == index).sum()),
+        }
+    roc_name = classes[1] if len(classes) == 2 else "all classes (micro-average)"
+    return {
+        "classes": classes,
+        "pictures": len(labels),
+        "metrics": {
+            name: metrics.with_interval(values, confidence=confidence)
+            for name, values in overall.items()
+        },
+        "per_class": per_class,
+        "confusion": metrics.confusion_matrix(probabilities, labels),
+        "calibration": metrics.calibration_curve(probabilities, labels),
+        "roc": {"name": roc_name, **metrics.roc_curve(probabilities, labels)},
+        "confidence": confidence,
+        "resamples": resamples,
+    }
+
+
+def write_evaluation(
+    destination: str | Path,
+    *,
+    saved_model_path: str | Path,
+    dataset_path: str | Path,
+    num_mistakes: int = 12,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the ``evaluation`` artifact into an existing folder.
+
+    Args:
+        destination: an existing folder.
+        saved_model_path: a ``saved_model`` artifact.
+        dataset_path: the ``dataset`` artifact, of which only the test split is read.
+        num_mistakes: how many of the most confident wrong predictions are kept as pictures.
+        seed: fixes the bootstrap.
+
+    Returns:
+        What stands in ``evaluation.json``.
+    """
+    classes = list(datasets.load_info(dataset_path).classes)
+    probabilities, labels, paths = predict_split(saved_model_path, dataset_path, "test")
+    summary = summarise(probabilities, labels, classes, seed=seed)
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:num_mistakes]
+    folder = Path(destination) / "mistakes"
+    folder.mkdir()
+    summary["mistakes"] = [
+        {
+            "path": paths[i],
+            "label": classes[labels[i]],
+            "predicted": classes[predicted[i]],
+            "probability": float(probabilities[i, predicted[i]]),
+            "picture": f"mistakes/{rank}.jpg",
+        }
+        for rank, i in enumerate(worst)
+    ]
+    _save_pictures(dataset_path, [int(i) for i in worst], folder)
+    with open(Path(destination) / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", "predicted", *classes])
+        for path, label, guess, row in zip(paths, labels, predicted, probabilities, strict=True):
+            writer.writerow([path, classes[label], classes[guess], *(f"{p:.9g}" for p in row)])
+    files.write_json(Path(destination) / "evaluation.json", summary)
+    return summary
+
+
+def _save_pictures(dataset_path: str | Path, indices: list[int], folder: Path) -> None:
+    """Save test pictures as JPEGs of at most 320 pixels, named by their rank in ``indices``."""
+    wanted = {index: rank for rank, index in enumerate(indices)}
+    for index, record in enumerate(datasets.read_split(dataset_path, "test")):
+        if index in wanted:
+            pixels = tf.io.decode_image(record["image"], channels=3, expand_animations=False)
+            picture = Image.fromarray(pixels.numpy())
+            picture.thumbnail((320, 320))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=88)
+            (folder / f"{wanted[index]}.jpg").write_bytes(buffer.getvalue())
