@@ -33,7 +33,7 @@ class ServedClassifier(tf.Module):  # type: ignore[misc]
         self.classes_asset = tf.saved_model.Asset(str(classes_file))
         pixels = tf.TensorSpec((None, self.input_size, self.input_size, 3), tf.float32, "pixels")
         image_bytes = tf.TensorSpec((None,), tf.string, "image_bytes")
-        self.signatures = {
+        self.functions = {
             "serving_default": tf.function(self.classify_bytes).get_concrete_function(image_bytes),
             "pixels": tf.function(self.classify_pixels).get_concrete_function(pixels),
             "ranked": tf.function(self.rank_bytes).get_concrete_function(image_bytes),
@@ -100,7 +100,7 @@ def write_saved_model(
     classes_file = Path(destination) / "classes.txt"
     classes_file.write_text("".join(f"{name}\n" for name in source["classes"]), encoding="utf-8")
     served = ServedClassifier(model, source["classes"], classes_file)
-    tf.saved_model.save(served, str(folder), signatures=served.signatures)
+    tf.saved_model.save(served, str(folder), signatures=served.functions)
     classes_file.unlink()
     _write_warmup(folder, pictures[0])
     _compare(folder, model, pictures)
