@@ -1,0 +1,103 @@
+# graftflow: every way to use it, by name. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN_READY := $(VENV)/.ready-run
+TEST_READY := $(VENV)/.ready-test
+
+# What a run may be told: only what is given on make's command line is passed on.
+given = $(if $(filter command,$(firstword $(origin $(1)))),--$(2)='$(subst ','\'',$($(1)))')
+PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
+	$(call given,SEED,seed) $(call given,VALIDATION_FRACTION,validation-fraction) \
+	$(call given,TEST_FRACTION,test-fraction) $(call given,FINE_TUNE_BLOCKS,fine-tune-blocks) \
+	$(call given,FINE_TUNE_EPOCHS,fine-tune-epochs) $(call given,LEARNING_RATE,learning-rate) \
+	$(call given,MIN_ACCURACY,min-accuracy) $(call given,EPSILONS,epsilons) \
+	$(call given,ATTACK_STEPS,attack-steps) $(call given,ATTACK_PICTURES,attack-pictures) \
+	$(call given,ATTACK_TARGET,attack-target) $(call given,IDEAL_CLASSES,ideal-classes) \
+	$(call given,IDEAL_STEPS,ideal-steps) $(call given,VERSION,version) $(call given,STORE,store) \
+	$(call given,MODEL_NAME,model-name) $(call given,RUNS,runs)
+
+STORE ?= models
+MODEL_NAME ?= graftflow
+PORT ?= 8501
+URL ?= http://127.0.0.1:$(PORT)
+
+##@ The whole pipeline
+.PHONY: run
+run: $(RUN_READY) ## Run all steps here: make run DATASET=directory:photos BACKBONE=efficientnet_lite0
+	@$(PY) -m pipelines.run_local $(PARAMETERS)
+
+.PHONY: compile
+compile: $(RUN_READY) ## Write the pipeline for a Kubeflow cluster: make compile SETTINGS=pipelines/settings.gpu.yaml
+	@$(PY) -m pipelines.compile $(call given,SETTINGS,settings) $(call given,OUTPUT,output)
+
+##@ One step alone, on the artifacts of a run (RUN=runs/latest)
+STEPS := download-data extract-features train-head fine-tune export-model evaluate \
+	generate-adversarial visualise-model write-report deploy-model
+.PHONY: $(STEPS)
+download-data: ## Pictures into shards: make download-data DATASET=archive:pets.zip
+extract-features: ## Pictures through the backbone: make extract-features BACKBONE=vgg16
+train-head: ## A linear head on the features
+fine-tune: ## The last blocks of the backbone: make fine-tune FINE_TUNE_BLOCKS=3
+export-model: ## A SavedModel for TensorFlow Serving
+evaluate: ## The exported model on the test pictures
+generate-adversarial: ## Attacks: make generate-adversarial EPSILONS=1/255,4/255
+visualise-model: ## Ideal images and feature maps: make visualise-model IDEAL_CLASSES=zebra
+write-report: ## One HTML page
+deploy-model: ## Into the model store: make deploy-model STORE=models
+$(STEPS): $(RUN_READY)
+	@$(PY) -m pipelines.run_step $(subst -,_,$@) $(call given,RUN,run) $(PARAMETERS)
+
+##@ The deployed model
+.PHONY: serve query
+serve: $(RUN_READY) ## Serve the store's newest version: make serve PORT=8501
+	@$(PY) -m graftflow.serving --rest_api_port=$(PORT) --model_name=$(MODEL_NAME) \
+		--model_base_path=$(STORE)/$(MODEL_NAME)
+
+query: $(RUN_READY) ## Ask it: make query IMAGE=cat.jpg (or URL=http://tf-serving:8501)
+	@test -n "$(IMAGE)" || { echo "error: IMAGE must name a picture or a folder: make query IMAGE=cat.jpg" >&2; exit 2; }
+	@$(PY) -m graftflow.serving.query --url $(URL) --model $(MODEL_NAME) $(IMAGE)
+
+##@ Development
+.PHONY: test lint types clean
+test: $(TEST_READY) ## Run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(TEST_READY) ## Check style and form
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+types: $(TEST_READY) ## Check types (strict on the library)
+	@$(PY) -m mypy
+
+lock: ## Renew both lock files (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --quiet --upgrade -o requirements.lock
+	uv pip compile --group pyproject.toml:dev -c requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements-dev.lock
+
+clean: ## Remove runs, deployed models and the environment
+	rm -rf runs models $(VENV)
+
+##@ The environment (made when first needed)
+$(RUN_READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: graftflow needs Python 3.11 to 3.13. Received: $$($(PYTHON) --version 2>&1). Pass one: make run PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making the environment in $(VENV) (once, some minutes)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(TEST_READY): $(RUN_READY) requirements-dev.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.PHONY: help lock
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} \
+		/^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-22s%s\n", $$1, $$2}' Makefile
