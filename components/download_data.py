@@ -26,7 +26,8 @@ def download_data(
         validation_fraction: share of each class for validation, above 0 and below 1.
         test_fraction: share of each class for test; together with validation below 1.
         dataset: the data set.
-        fingerprint: any text that changes when the source's contents do, so that KFP's cache notices.
+        fingerprint: any text that changes when the source's contents do, so that KFP's cache
+            notices.
 
     Raises:
         InputError: a setting out of range; a source that is missing, broken or refused; fewer than

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from graftflow.pictures import Picture, Unusable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
+HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 # Pillow's own limit: larger pictures are taken for files made to fill the memory.
 MAXIMUM_PIXELS = 89_478_485
 ORIENTATION = 0x0112
@@ -101,6 +102,8 @@ def _inspect(data: bytes) -> tuple[bytes, int, int, str, str]:
     except Image.DecompressionBombError as error:
         raise _too_large() from error
     except UnidentifiedImageError as error:
+        if data.startswith(HEADS):
+            raise Unusable("has a broken header") from error
         raise Unusable("is no JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM picture") from error
     except Exception as error:  # Pillow's readers raise whatever a broken header leads to
         raise _undecodable(error) from error
@@ -136,6 +139,8 @@ def _conversion(image: Image.Image, kind: str, data: bytes) -> str:
         return "EXIF orientation"
     if image.has_transparency_data:
         return "transparency"
+    if image.mode == "P":
+        return "palette"
     if kind == "PNG":
         # Byte 24 of a PNG is the bits of a channel; Pillow hides 16 bits behind mode RGB.
         bits = struct.unpack_from("B", data, 24)[0]
@@ -145,7 +150,7 @@ def _conversion(image: Image.Image, kind: str, data: bytes) -> str:
             return "animation"
         if bits != 8:
             return f"{bits} bit{'s' if bits > 1 else ''}"
-    return "" if image.mode in ("RGB", "L") else {"P": "palette"}.get(image.mode, image.mode)
+    return "" if image.mode in ("RGB", "L") else image.mode
 
 
 def _plain(image: Image.Image) -> Image.Image:

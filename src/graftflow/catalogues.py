@@ -49,7 +49,7 @@ def open_catalogue(name: str, *, data_dir: Path | None = None) -> Source:
 
     try:
         builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
-    except (ValueError, AttributeError) as error:  # an unknown config or version
+    except Exception as error:  # an unknown version is an AssertionError, a config a ValueError
         raise InputError(
             f"tfds:NAME cannot be opened. Received: '{name}'. {_line(error)}"
         ) from error

@@ -1,0 +1,63 @@
+"""The step that writes the data set, as KFP calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from components.download_data import download_data
+from graftflow.datasets import load_info
+from graftflow.errors import InputError
+
+
+def run(path: Path, source: str = "digits", test_fraction: float = 0.2) -> dsl.Dataset:
+    dataset = dsl.Dataset(uri=str(path))
+    download_data.python_func(
+        source=source,
+        seed=3,
+        validation_fraction=0.2,
+        test_fraction=test_fraction,
+        dataset=dataset,
+    )
+    return dataset
+
+
+def test_the_step_writes_the_artifact_and_says_what_it_holds(tmp_path: Path) -> None:
+    dataset = run(tmp_path / "dataset")
+    info = load_info(tmp_path / "dataset")
+    facts = json.loads(json.dumps(dataset.metadata, allow_nan=False))
+    assert facts["classes"] == list(info.classes) == list("0123456789")
+    assert facts["counts"] == {"train": 1079, "validation": 359, "test": 359}
+    assert facts["pictures"] == info.pictures == 1797
+    assert facts["digest"] == info.digest
+    assert facts["source"] == "digits"
+    assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
+
+
+@pytest.mark.parametrize(
+    ("source", "test_fraction", "pattern"),
+    [
+        ("digit", 0.2, "Did you mean 'digits'"),
+        ("directory:/no/such/folder", 0.2, "not there"),
+        ("digits", 0.9, "together must be below 1"),
+    ],
+)
+def test_a_failed_step_leaves_nothing_and_keeps_what_stood_there(
+    tmp_path: Path, source: str, test_fraction: float, pattern: str
+) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "old").write_text("of an earlier run")
+    with pytest.raises(InputError, match=pattern):
+        run(tmp_path / "dataset", source, test_fraction)
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "dataset",
+        "dataset/old",
+    ]
+
+
+def test_the_compiled_component_describes_its_settings() -> None:
+    spec = download_data.component_spec
+    assert {"source", "seed", "validation_fraction", "test_fraction"} <= set(spec.inputs)
+    assert all(found.description for found in spec.inputs.values())
+    assert set(spec.outputs) == {"dataset"}

@@ -1,0 +1,277 @@
+"""Archives from anywhere: what is refused, how it is told, and that nothing stays behind."""
+
+import io
+import re
+import socket
+import stat
+import struct
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from graftflow.archives import Limits, download, extract
+from graftflow.errors import InputError
+
+CONTENT = b"some bytes\n" * 1000
+SUFFIXES = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
+
+
+def make_tar(path: Path, *entries: tuple[tarfile.TarInfo, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for entry, content in entries:
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def tar_entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
+
+
+def make_archive(folder: Path, suffix: str, files: dict[str, bytes]) -> Path:
+    path = folder / f"pictures.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+    mode = "w:" + suffix.removeprefix("tar").removeprefix(".")
+    return make_tar(path, *((tar_entry(n), c) for n, c in files.items()), mode=mode)
+
+
+def assert_refused(archive: Path, folder: Path, pattern: str, limits: Limits | None = None) -> None:
+    before = sorted(p.name for p in folder.iterdir())
+    with pytest.raises(InputError, match=pattern) as caught:
+        extract(archive, folder / "unpacked", limits=limits)
+    assert "\n" not in str(caught.value)
+    assert str(archive) in str(caught.value)
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_extract_gives_back_the_files(tmp_path: Path, suffix: str) -> None:
+    files = {"a/one.jpg": CONTENT, "a/deep/two.jpg": b"", "b/ünïcode 3.jpg": b"\x00\xff" * 999}
+    extract(make_archive(tmp_path, suffix, files), tmp_path / "unpacked")
+    unpacked = tmp_path / "unpacked"
+    found = {
+        p.relative_to(unpacked).as_posix(): p.read_bytes()
+        for p in unpacked.rglob("*")
+        if p.is_file()
+    }
+    assert found == files
+
+
+def test_a_zip_with_windows_separators_becomes_folders(tmp_path: Path) -> None:
+    archive = tmp_path / "windows.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        entry = zipfile.ZipInfo("cat/1.jpg")
+        entry.filename = "cat\\1.jpg"
+        file.writestr(entry, CONTENT)
+    extract(archive, tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "cat" / "1.jpg").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("../evil.jpg", r"'\.\./evil\.jpg' leaves the folder with '\.\.'"),
+        ("cat/../../evil.jpg", r"leaves the folder with '\.\.'"),
+        ("cat\\..\\..\\evil.jpg", r"leaves the folder with '\.\.'"),
+        ("/tmp/evil.jpg", "'/tmp/evil.jpg' has an absolute path"),
+        ("C:\\evil.jpg", "has an absolute path"),
+    ],
+)
+def test_an_entry_that_leaves_the_folder_is_refused(
+    tmp_path: Path, suffix: str, name: str, pattern: str
+) -> None:
+    archive = make_archive(tmp_path, suffix, {"cat/1.jpg": CONTENT, name: CONTENT})
+    assert_refused(archive, tmp_path, pattern)
+    assert not (tmp_path.parent / "evil.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        tar_entry("cat", tarfile.SYMTYPE, "/etc"),
+        tar_entry("cat/1.jpg", tarfile.LNKTYPE, "/etc/passwd"),
+        tar_entry("cat/tty", tarfile.CHRTYPE),
+        tar_entry("cat/disk", tarfile.BLKTYPE),
+        tar_entry("cat/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=["symlink", "hard link", "character device", "block device", "pipe"],
+)
+def test_a_link_or_device_in_a_tar_is_refused(tmp_path: Path, entry: tarfile.TarInfo) -> None:
+    archive = make_tar(tmp_path / "links.tar", (tar_entry("a/1"), CONTENT), (entry, b""))
+    assert_refused(archive, tmp_path, f"'{entry.name}' is a link or a device")
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
+def test_a_link_or_device_in_a_zip_is_refused(tmp_path: Path, kind: int) -> None:
+    archive = tmp_path / "links.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        entry = zipfile.ZipInfo("cat/link")
+        entry.create_system = 3
+        entry.external_attr = (kind | 0o777) << 16
+        file.writestr(entry, "/etc/passwd")
+    assert_refused(archive, tmp_path, "'cat/link' is a link or a device")
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
+def test_a_bomb_is_refused_while_it_unpacks(tmp_path: Path, suffix: str) -> None:
+    archive = make_archive(tmp_path, suffix, {"cat/1.bmp": bytes(30 * 2**20)})
+    assert archive.stat().st_size < 2**20
+    assert_refused(archive, tmp_path, "over 9 times its own size", Limits(ratio=9, free_bytes=1000))
+
+
+def test_a_zip_that_lies_about_its_sizes_is_refused(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path, "zip", {"cat/1.bmp": bytes(30 * 2**20)})
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(struct.pack("<I", 30 * 2**20), struct.pack("<I", 10)))
+    assert_refused(archive, tmp_path, "refused|broken")
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_limits_on_entries_and_bytes_hold(tmp_path: Path, suffix: str) -> None:
+    archive = make_archive(tmp_path, suffix, {f"a/{i}": CONTENT for i in range(20)})
+    assert_refused(archive, tmp_path, "more than 19 entries", Limits(entries=19))
+    few = Limits(total_bytes=20 * len(CONTENT) - 1)
+    assert_refused(archive, tmp_path, "more than 219,999 bytes unpacked", few)
+    extract(archive, tmp_path / "unpacked", limits=Limits(entries=20))
+
+
+def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path) -> None:
+    # One byte of data that claims to be 8 GiB: a hole that no meter of the stream would see.
+    header = bytearray(tarfile.TarInfo("hole").tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[124:136] = b"%011o\0" % 512
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % (8**11 - 1)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    archive = tmp_path / "sparse.tar"
+    archive.write_bytes(bytes(header) + bytes(512) + bytes(1024))
+    assert_refused(archive, tmp_path, "'hole' is a sparse file")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_truncated_archive_is_broken(tmp_path: Path, suffix: str, share: float) -> None:
+    noise = bytes((i * i * 7919 >> 5) % 256 for i in range(20_000))
+    archive = make_archive(tmp_path, suffix, {f"a/{i}": noise[i:] for i in range(5)})
+    # Tar pads its end with up to 10 KiB of zeros, whose loss does no harm.
+    size = 5 * 20_992 if suffix == "tar" else archive.stat().st_size
+    archive.write_bytes(archive.read_bytes()[: int(size * share)])
+    assert_refused(archive, tmp_path, "is broken: ")
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_a_damaged_archive_is_broken(tmp_path: Path, suffix: str) -> None:
+    archive = make_archive(tmp_path, suffix, {f"a/{i}.jpg": CONTENT * 3 for i in range(3)})
+    content = bytearray(archive.read_bytes())
+    # In the tar this is the header of the second file, which tarfile alone takes for the end.
+    start = 512 + -(-len(CONTENT) * 3 // 512) * 512 + 100 if suffix == "tar" else 60
+    content[start : start + 8] = b"\xde\xad\xbe\xef" * 2
+    archive.write_bytes(content)
+    assert_refused(archive, tmp_path, "is broken: ")
+
+
+def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path, "zip", {"a/1.jpg": CONTENT})
+    content = bytearray(archive.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(content)
+    assert_refused(archive, tmp_path, "'a/1.jpg' is encrypted")
+
+
+def test_a_name_that_is_file_and_folder_is_refused(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path, "tar", {"a": CONTENT, "a/1.jpg": CONTENT})
+    assert_refused(archive, tmp_path, "'a' is both a file and a folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><p>Log in", bytes(600), b"x" * 600])
+def test_what_is_no_archive_is_told_by_its_first_bytes(tmp_path: Path, content: bytes) -> None:
+    archive = tmp_path / "page.zip"
+    archive.write_bytes(content)
+    shown = "is empty" if not content else re.escape(f"starts with {content[:16]!r}")
+    assert_refused(archive, tmp_path, f"must be zip, tar, .* which {shown}")
+
+
+def test_a_missing_archive_is_told(tmp_path: Path) -> None:
+    assert_refused(tmp_path / "none.zip", tmp_path, "not there")
+    with pytest.raises(InputError, match="say directory:PATH"):
+        extract(tmp_path, tmp_path / "unpacked")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves one file well, and breaks off, stays away or says no under other names."""
+
+    def do_GET(self) -> None:
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/good")
+            self.end_headers()
+        elif self.path in ("/good", "/dropped"):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT if self.path == "/good" else CONTENT[:3000])
+        elif self.path == "/reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        else:
+            self.send_error(404, "Not Found")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+@pytest.mark.parametrize("path", ["good", "moved"])
+def test_download_writes_the_file(tmp_path: Path, server: str, path: str) -> None:
+    download(f"{server}/{path}", tmp_path / "archive")
+    assert (tmp_path / "archive").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("address", "pattern"),
+    [
+        (lambda server: f"{server}/none.zip", "status 200. Received: 404 Not Found from 'http:"),
+        (lambda server: f"{server}/dropped", "dropped': the connection ended before the file did"),
+        (lambda server: f"{server}/reset", "reset': the (server closed the )?connection"),
+        (lambda server: "http://127.0.0.1:9/a.zip", "9/a.zip': the connection was refused"),
+        (lambda server: "http://", "Cannot download 'http://'"),
+        (lambda server: "nowhere://bucket/a.zip", "Cannot download 'nowhere://bucket/a.zip'"),
+    ],
+    ids=["404", "dropped", "reset", "refused", "no host", "unknown scheme"],
+)
+def test_a_failed_download_is_one_line_and_leaves_nothing(
+    tmp_path: Path, server: str, address: Callable[[str], str], pattern: str
+) -> None:
+    with pytest.raises(InputError, match=pattern) as caught:
+        download(address(server), tmp_path / "archive")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_reads_object_stores_through_fsspec(tmp_path: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/bucket/archive", CONTENT)
+    download("memory://bucket/archive", tmp_path / "archive")
+    assert (tmp_path / "archive").read_bytes() == CONTENT

@@ -1,0 +1,351 @@
+"""Every kind of source: what it yields, and what is said when it cannot."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graftflow.audit import audit_picture
+from graftflow.embedded import encode_png
+from graftflow.errors import InputError
+from graftflow.pictures import Picture, Unusable
+from graftflow.sources import check_source, open_source, parse_source
+
+PNG = encode_png(np.zeros((2, 2, 3), np.uint8))
+
+
+def make_folder(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def cats_and_dogs(prefix: str = "", count: int = 3) -> dict[str, bytes]:
+    return {f"{prefix}{c}/{i}.png": PNG for c in ("cat", "dog") for i in range(count)}
+
+
+def contents(source: str, scratch: Path, **settings: Any) -> list[tuple[str, str]]:
+    with open_source(source, scratch=scratch, **settings) as opened:
+        found = [(picture.path, picture.label) for picture in opened.pictures]
+        assert opened.total == len(found)
+    return found
+
+
+def test_closeups_are_tiles_of_photographs(tmp_path: Path) -> None:
+    with open_source("closeups", scratch=tmp_path) as opened:
+        assert "optimistic" in opened.note
+        pictures = list(opened.pictures)
+    labels = [picture.label for picture in pictures]
+    counts = {label: labels.count(label) for label in labels}
+    assert 13 <= len(counts) <= 15
+    assert {"brick", "grass", "cat_fur", "tissue", "deep_field", "motorcycle"} <= set(counts)
+    assert all(20 <= count <= 64 for count in counts.values())
+    for picture in pictures[::50]:
+        with Image.open(io.BytesIO(picture.read())) as image:
+            assert (image.format, image.size) == ("PNG", (64, 64))
+    assert len({picture.read() for picture in pictures}) == len(pictures)
+
+
+def test_digits_are_the_scans_of_scikit_learn(tmp_path: Path) -> None:
+    with open_source("digits", scratch=tmp_path) as opened:
+        pictures = list(opened.pictures)
+    assert len(pictures) == opened.total == 1797
+    assert {picture.label for picture in pictures} == set("0123456789")
+    with Image.open(io.BytesIO(pictures[0].read())) as image:
+        assert (image.mode, image.size) == ("L", (8, 8))
+        assert image.getextrema() == (0, 239)  # 15 of 16
+
+
+def test_a_directory_yields_its_classes_in_order(tmp_path: Path) -> None:
+    files = cats_and_dogs("data/") | {"data/cat/deep/9.png": PNG, "data/cat/.hidden": b"x"}
+    make_folder(tmp_path, files | {"data/.cache/1.png": PNG, "data/readme.txt": b"hello"})
+    with open_source(f"directory:{tmp_path / 'data'}", scratch=tmp_path) as opened:
+        found = [(picture.path, picture.label) for picture in opened.pictures]
+    assert opened.left_out == (("readme.txt", "stands beside the class folders, not in one"),)
+    assert found == [
+        ("cat/0.png", "cat"),
+        ("cat/1.png", "cat"),
+        ("cat/2.png", "cat"),
+        ("cat/deep/9.png", "cat"),
+        ("dog/0.png", "dog"),
+        ("dog/1.png", "dog"),
+        ("dog/2.png", "dog"),
+    ]
+
+
+def test_folders_that_are_splits_are_put_together(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", cats_and_dogs("train/") | cats_and_dogs("validation/"))
+    with open_source(f"directory:{tmp_path / 'data'}", scratch=tmp_path) as opened:
+        pictures = list(opened.pictures)
+    assert {picture.label for picture in pictures} == {"cat", "dog"}
+    assert pictures[0].path == "cat/train/0.png"
+    assert len(pictures) == 12
+    assert "train, validation were put together" in opened.note
+
+
+def test_what_cannot_be_read_is_unusable_not_fatal(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", cats_and_dogs())
+    (root / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(root / "cat" / "pipe.png")
+    with open_source(f"directory:{root}", scratch=tmp_path) as opened:
+        by_path = {picture.path: picture for picture in opened.pictures}
+    assert "no such file" in audit_picture(by_path["cat/gone.png"]).reason
+    with pytest.raises(Unusable, match="no regular file"):
+        by_path["cat/pipe.png"].read()
+
+
+def test_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", cats_and_dogs())
+    try:
+        (root / "cat" / os.fsdecode(b"\xff.png")).write_bytes(PNG)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    with open_source(f"directory:{root}", scratch=tmp_path) as opened:
+        assert len(list(opened.pictures)) == 6
+        assert opened.left_out == (("cat/\\udcff.png", "its name is not UTF-8"),)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+@pytest.mark.parametrize("prefix", ["", "pets/", "a/b/"])
+def test_an_archive_yields_the_classes_inside(tmp_path: Path, suffix: str, prefix: str) -> None:
+    files = cats_and_dogs(prefix) | {"licence.pdf": b"x"}
+    archive = make_archive(tmp_path, suffix, files)
+    found = contents(f"archive:{archive}", make_folder(tmp_path / "scratch", {"x": b""}))
+    assert found == sorted((name, name.split("/")[0]) for name in cats_and_dogs())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_an_archive_is_fetched_from_a_url(tmp_path: Path, server: str) -> None:
+    make_archive(tmp_path, "zip", cats_and_dogs("pets/"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    check_source(f"archive:{server}/pictures.zip")
+    assert len(contents(f"archive:{server}/pictures.zip", scratch)) == 6
+    with pytest.raises(InputError, match=r"404 .* '.*/none\.zip'"):
+        contents(f"archive:{server}/none.zip", scratch)
+
+
+def test_messages_name_the_url_not_the_scratch_folder(tmp_path: Path, server: str) -> None:
+    make_archive(tmp_path, "zip", {f"cat/{i}.png": PNG for i in range(3)})
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with pytest.raises(InputError, match=r"'http.*/pictures\.zip' holds only 'cat'") as caught:
+        contents(f"archive:{server}/pictures.zip", scratch)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def make_archive(folder: Path, suffix: str, files: dict[str, bytes]) -> Path:
+    archive = folder / f"pictures.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            for name, content in files.items():
+                file.writestr(name, content)
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return archive
+
+
+@pytest.mark.parametrize(
+    ("source", "pattern"),
+    [
+        ("closeup", r"source must be one of .*Received: 'closeup'\. Did you mean 'closeups'"),
+        ("", "source must be one of archive:PATH-or-URL, closeups, digits, directory:PATH, tfds"),
+        ("closeups:brick", "Received: 'closeups:brick'"),
+        ("s3:bucket", "Received: 's3:bucket'"),
+        ("directory:", "'directory:' must name its PATH"),
+        ("directory:/no/such/folder", "'/no/such/folder', which is not there"),
+        (f"directory:{__file__}", "which is a file"),
+        ("archive:/no/such.zip", "'/no/such.zip', which is not there"),
+        (f"archive:{__file__}", "must be zip, tar"),
+        ("archive:https://", "must name a file"),
+        ("tfds:cat_vs_dog", r"Received: 'cat_vs_dog'\. Did you mean 'cats_vs_dogs'"),
+        ("tfds:qqqqqq", "one of the [0-9]+ data sets .* Received: 'qqqqqq'"),
+    ],
+)
+def test_a_bad_source_is_told_in_one_line(source: str, pattern: str) -> None:
+    with pytest.raises(InputError, match=pattern) as caught:
+        check_source(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        ({}, "holds no sub-folder"),
+        ({"1.png": PNG, "2.png": PNG}, "holds no sub-folder"),
+        ({f"cat/{i}.png": PNG for i in range(3)}, "at least 2 classes.* holds only 'cat'"),
+        (cats_and_dogs(count=2), "at least 3 pictures.* Class 'cat' in .* has 2"),
+        (cats_and_dogs() | {"eel/Thumbs.db": b"", "eel/.DS_Store": b""}, "Class 'eel' in .* has 0"),
+    ],
+    ids=["empty", "loose files", "one class", "two pictures a class", "no pictures"],
+)
+def test_a_directory_that_is_no_data_set_is_told(
+    tmp_path: Path, files: dict[str, bytes], pattern: str
+) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    make_folder(root, files)
+    with pytest.raises(InputError, match=pattern):
+        check_source(f"directory:{root}")
+
+
+def test_a_bare_folder_hints_at_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"Did you mean 'directory:{tmp_path}'"):
+        check_source(str(tmp_path))
+
+
+def test_good_sources_pass(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", cats_and_dogs())
+    for source in ("closeups", "digits", f"directory:{root}", "tfds:cifar10", "tfds:mnist:3.0.1"):
+        check_source(source)
+    check_source(f"archive:{make_archive(tmp_path, 'zip', cats_and_dogs())}")
+    check_source("archive:gs://bucket/pets.zip")
+    assert parse_source("archive:https://host/a:b.zip") == ("archive", "https://host/a:b.zip")
+
+
+def test_checking_a_source_does_not_import_tensorflow() -> None:
+    code = (
+        "import sys; from graftflow.sources import check_source\n"
+        "for s in ('closeups', 'tfds:cifar10', 'archive:https://host/a.zip'): check_source(s)\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+# tfds asks protobuf for something that protobuf is about to drop.
+tfds_warns = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated")
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Callable[[type], Path]:
+    def prepare(builder: type) -> Path:
+        made = builder(data_dir=str(tmp_path / "tfds"))
+        made.download_and_prepare()
+        return tmp_path / "tfds"
+
+    return prepare
+
+
+@tfds_warns
+def test_tfds_yields_the_encoded_bytes_of_all_splits(
+    tmp_path: Path, prepare: Callable[[type], Path]
+) -> None:
+    import tensorflow_datasets as tfds
+
+    class GraftflowShapes(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=["square", "circle"]),
+                "extra": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {"train": self._generate_examples(8), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
+            for i in range(count):
+                label = -1 if i == 4 else i % 2
+                yield i, {"image": shape(i), "label": label, "extra": "x"}
+
+    data_dir = prepare(GraftflowShapes)
+    with open_source("tfds:graftflow_shapes", scratch=tmp_path, tfds_data_dir=data_dir) as opened:
+        pictures = list(opened.pictures)
+    assert opened.total == len(pictures) == 13
+    assert "test, train" in opened.note
+    labelled = [picture for picture in pictures if picture.label]
+    assert {picture.label for picture in labelled} == {"square", "circle"}
+    assert {picture.path.split("/")[1][:5] for picture in pictures} == {"train", "test-"}
+    stored = {picture.read() for picture in labelled}
+    assert stored <= {shape(i).getvalue() for i in range(8)}
+    unlabelled = [picture for picture in pictures if not picture.label]
+    assert len(unlabelled) == 2
+    with pytest.raises(Unusable, match="has no label"):
+        unlabelled[0].read()
+    again = contents("tfds:graftflow_shapes", tmp_path, tfds_data_dir=data_dir)
+    assert again == [(picture.path, picture.label) for picture in pictures]
+
+
+def shape(index: int) -> io.BytesIO:
+    return io.BytesIO(encode_png(np.full((4, 5, 3), index * 9, np.uint8)))
+
+
+@tfds_warns
+def test_tfds_without_image_and_label_is_told(
+    tmp_path: Path, prepare: Callable[[type], Path]
+) -> None:
+    import tensorflow_datasets as tfds
+
+    class GraftflowWords(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "word": tfds.features.Text(),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {"train": iter([(0, {"image": shape(1), "word": "x"})])}
+
+        def _generate_examples(self) -> None:
+            raise NotImplementedError
+
+    data_dir = prepare(GraftflowWords)
+    with pytest.raises(InputError, match="no such 'label'; its features: image, word"):
+        contents("tfds:graftflow_words", tmp_path, tfds_data_dir=data_dir)
+
+
+def test_tfds_with_an_unknown_version_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Received: 'mnist:9\.9\.9'") as caught:
+        contents("tfds:mnist:9.9.9", tmp_path, tfds_data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_are_read_when_asked_for(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "data", cats_and_dogs())
+    with open_source(f"directory:{root}", scratch=tmp_path) as opened:
+        first: Picture = next(opened.pictures)
+        (root / "cat" / "0.png").write_bytes(b"changed")
+        assert first.read() == b"changed"
