@@ -113,9 +113,7 @@ def check_archive(archive: Path) -> None:
     """
     if not archive.is_file():
         held = "a folder: say directory:PATH" if archive.is_dir() else "not there"
-        raise InputError(
-            f"An archive must be a zip or tar file. Received: '{archive}', which is {held}."
-        )
+        raise InputError(f"An archive must be a zip or tar file. Received: '{archive}', which is {held}.")
     _kind(archive, str(archive))
 
 

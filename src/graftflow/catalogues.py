@@ -50,9 +50,7 @@ def open_catalogue(name: str, *, data_dir: Path | None = None) -> Source:
     try:
         builder = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
     except Exception as error:  # an unknown version is an AssertionError, a config a ValueError
-        raise InputError(
-            f"tfds:NAME cannot be opened. Received: '{name}'. {_line(error)}"
-        ) from error
+        raise InputError(f"tfds:NAME cannot be opened. Received: '{name}'. {_line(error)}") from error
     image, label = _features(tfds, builder)
     try:
         builder.download_and_prepare()
@@ -86,9 +84,7 @@ def _features(tfds: Any, builder: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def _pictures(
-    tfds: Any, builder: Any, splits: list[str], image: Any, label: Any
-) -> Iterator[Picture]:
+def _pictures(tfds: Any, builder: Any, splits: list[str], image: Any, label: Any) -> Iterator[Picture]:
     suffix = {"jpeg": ".jpg", "png": ".png"}.get(image.encoding_format, "")
     for split in splits:
         examples = builder.as_dataset(
@@ -100,11 +96,20 @@ def _pictures(
             ),
             read_config=tfds.ReadConfig(interleave_cycle_length=1),
         )
-        for i, example in enumerate(examples.as_numpy_iterator()):
+        for i, example in enumerate(_read(examples, builder)):
             index = int(example["label"])
             name = label.int2str(index) if 0 <= index < label.num_classes else ""
             path = f"{name or 'unlabelled'}/{split}-{i:07d}{suffix}"
             yield Picture(path, name, _reader(example["image"] if name else None))
+
+
+def _read(examples: Any, builder: Any) -> Iterator[Any]:
+    try:
+        yield from examples.as_numpy_iterator()
+    except Exception as error:  # TensorFlow's, where a prepared file is damaged
+        raise InputError(
+            f"tfds data set '{builder.name}' in '{builder.data_dir}' cannot be read: {_line(error)}"
+        ) from error
 
 
 def _reader(data: bytes | None) -> Any:

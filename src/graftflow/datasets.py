@@ -132,10 +132,7 @@ def write_dataset(
                 left_out += conflicts
                 _check_classes(groups, left_out, source)
                 splits = assign_splits(
-                    {
-                        label: [[p.path for p in g] for g in found]
-                        for label, found in groups.items()
-                    },
+                    {label: [[p.path for p in g] for g in found] for label, found in groups.items()},
                     seed=seed,
                     validation_fraction=validation_fraction,
                     test_fraction=test_fraction,
@@ -144,10 +141,7 @@ def write_dataset(
                 classes = sorted(groups)
                 write_json(folder / "classes.json", classes)
                 _write_records(folder, kept, classes, splits, spool, seed, shard_megabytes)
-                rows = (
-                    [getattr(p, c) if c != "split" else splits[p.path] for c in MANIFEST]
-                    for p in kept
-                )
+                rows = ([getattr(p, c) if c != "split" else splits[p.path] for c in MANIFEST] for p in kept)
                 _write_csv(folder / "manifest.csv", MANIFEST, rows)
                 _write_csv(
                     folder / "left_out.csv",
@@ -279,9 +273,7 @@ def _groups(stored: Iterable[_Stored]) -> tuple[dict[str, list[list[_Stored]]], 
     return groups, conflicts
 
 
-def _check_classes(
-    groups: Mapping[str, Sequence[object]], left_out: Sequence[LeftOut], source: str
-) -> None:
+def _check_classes(groups: Mapping[str, Sequence[object]], left_out: Sequence[LeftOut], source: str) -> None:
     labels = sorted({*groups, *(p.label for p in left_out if p.label)})
     if len(labels) < MINIMUM_CLASSES:
         raise InputError(
@@ -315,9 +307,7 @@ def _write_records(
         paths = shuffled([path for path in by_path if splits[path] == split], seed=seed)
         records = [Record(p, index[by_path[p].label], by_path[p].span) for p in paths]
         shard_bytes = max(1, int(shard_megabytes * 10**6))
-        write_shards(
-            folder, split, records, spool, shard_bytes=shard_bytes, advance=progress.advance
-        )
+        write_shards(folder, split, records, spool, shard_bytes=shard_bytes, advance=progress.advance)
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -327,9 +317,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         writer.writerows(rows)
 
 
-def _write_contact_sheet(
-    folder: Path, kept: Sequence[_Stored], classes: Sequence[str], spool: Spool
-) -> None:
+def _write_contact_sheet(folder: Path, kept: Sequence[_Stored], classes: Sequence[str], spool: Spool) -> None:
     shown = _spread(classes, ROWS)
     by_label: dict[str, list[_Stored]] = defaultdict(list)
     for picture in kept:

@@ -38,9 +38,7 @@ CLOSEUPS_NOTE = (
     "Closeups are tiles of single photographs from scikit-image: tiles of one photograph stand in "
     "several splits, so the accuracy is optimistic."
 )
-DIGITS_NOTE = (
-    "Digits are scans of 8 by 8 pixels from scikit-learn: unlike what backbones were trained on."
-)
+DIGITS_NOTE = "Digits are scans of 8 by 8 pixels from scikit-learn: unlike what backbones were trained on."
 
 
 def open_closeups() -> Source:
@@ -54,9 +52,7 @@ def open_closeups() -> Source:
     """
     spec = find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "The source 'closeups' needs the package scikit-image, which is not installed."
-        )
+        raise InputError("The source 'closeups' needs the package scikit-image, which is not installed.")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     tiles: list[Picture] = []
     for label, name in CLOSEUPS.items():

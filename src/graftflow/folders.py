@@ -46,16 +46,12 @@ def check_folder(root: Path, *, name: str | None = None) -> None:
     if len(labels) < MINIMUM_CLASSES:
         held = f"holds only '{labels[0]}'" if labels else "holds no sub-folder"
         raise InputError(
-            f"A data set needs at least {MINIMUM_CLASSES} classes, one sub-folder each. "
-            f"'{name}' {held}."
+            f"A data set needs at least {MINIMUM_CLASSES} classes, one sub-folder each. '{name}' {held}."
         )
     for label in labels:
         files = (file for found in classes if found.label == label for file in _walk(found.folder))
         count = sum(
-            1
-            for _ in islice(
-                (f for f in files if f.name.lower() not in SYSTEM_FILES), MINIMUM_PICTURES
-            )
+            1 for _ in islice((f for f in files if f.name.lower() not in SYSTEM_FILES), MINIMUM_PICTURES)
         )
         if count < MINIMUM_PICTURES:
             raise InputError(
@@ -116,9 +112,7 @@ def _classes(root: Path) -> tuple[list[_ClassFolder], list[str]]:
     top = _subfolders(root)
     if top and all(f.name.lower() in SPLIT_NAMES for f in top) and any(map(_subfolders, top)):
         found = [
-            _ClassFolder(inner.name, inner, f"{outer.name}/")
-            for outer in top
-            for inner in _subfolders(outer)
+            _ClassFolder(inner.name, inner, f"{outer.name}/") for outer in top for inner in _subfolders(outer)
         ]
         return sorted(found), [outer.name for outer in top]
     return [_ClassFolder(folder.name, folder, "") for folder in top], []
@@ -128,9 +122,7 @@ def _subfolders(folder: Path) -> list[Path]:
     found = sorted(f for f in folder.iterdir() if f.is_dir() and not _hidden(f.name))
     for inner in found:
         if _readable(inner.name) != inner.name:
-            raise InputError(
-                f"Names of class folders must be UTF-8. Received: '{_readable(inner.name)}'."
-            )
+            raise InputError(f"Names of class folders must be UTF-8. Received: '{_readable(inner.name)}'.")
     return found
 
 

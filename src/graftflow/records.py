@@ -117,9 +117,7 @@ def read_shards(folder: Path, split: str, *, size: int) -> Any:
     files = sorted(folder.glob(f"{split}-*-of-*.tfrecord"))
     expected = int(files[0].stem.rpartition("-")[2]) if files else 1
     if len(files) != expected:
-        raise InputError(
-            f"Split '{split}' must have {expected} TFRecord files. '{folder}' has {len(files)}."
-        )
+        raise InputError(f"Split '{split}' must have {expected} TFRecord files. '{folder}' has {len(files)}.")
     features = {
         "image": tf.io.FixedLenFeature((), tf.string),
         "label": tf.io.FixedLenFeature((), tf.int64),

@@ -53,9 +53,7 @@ def write(root: Path, *, seed: int = 0, **settings: Any) -> tuple[Path, DatasetI
     destination = root.parent / f"{root.name}-{seed}-{len(list(root.parent.iterdir()))}"
     destination.mkdir()
     settings = FRACTIONS | settings
-    return destination, write_dataset(
-        destination, source=f"directory:{root}", seed=seed, **settings
-    )
+    return destination, write_dataset(destination, source=f"directory:{root}", seed=seed, **settings)
 
 
 def rows(file: Path) -> list[dict[str, str]]:

@@ -60,11 +60,7 @@ def test_extract_gives_back_the_files(tmp_path: Path, suffix: str) -> None:
     files = {"a/one.jpg": CONTENT, "a/deep/two.jpg": b"", "b/ünïcode 3.jpg": b"\x00\xff" * 999}
     extract(make_archive(tmp_path, suffix, files), tmp_path / "unpacked")
     unpacked = tmp_path / "unpacked"
-    found = {
-        p.relative_to(unpacked).as_posix(): p.read_bytes()
-        for p in unpacked.rglob("*")
-        if p.is_file()
-    }
+    found = {p.relative_to(unpacked).as_posix(): p.read_bytes() for p in unpacked.rglob("*") if p.is_file()}
     assert found == files
 
 

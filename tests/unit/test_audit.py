@@ -31,9 +31,7 @@ def huge_png() -> bytes:
     """A PNG of a few bytes that says it is 20,000 by 20,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     data = chunk(b"IDAT", zlib.compress(bytes(1000)))
@@ -162,9 +160,7 @@ def test_plain_pictures_keep_their_bytes_and_decode_in_tensorflow(tmp_path: Path
             assert pixels.shape == (30, 40, 3)
 
 
-@pytest.mark.skipif(
-    not CATS_AND_DOGS.is_dir(), reason=f"there are no photographs in {CATS_AND_DOGS}"
-)
+@pytest.mark.skipif(not CATS_AND_DOGS.is_dir(), reason=f"there are no photographs in {CATS_AND_DOGS}")
 def test_photographs_of_cats_and_dogs_are_kept_as_they_are(tmp_path: Path) -> None:
     info = write_dataset(
         tmp_path,

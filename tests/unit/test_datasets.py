@@ -102,9 +102,7 @@ def test_classes_are_mixed_in_the_order_of_the_records(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [3, 4, 7, 50, 333])
 @pytest.mark.parametrize(("validation", "test"), [(0.15, 0.15), (0.01, 0.01), (0.4, 0.59)])
-def test_every_class_is_in_every_split_in_proportion(
-    count: int, validation: float, test: float
-) -> None:
+def test_every_class_is_in_every_split_in_proportion(count: int, validation: float, test: float) -> None:
     classes = {label: [[f"{label}/{i}"] for i in range(count)] for label in ("a", "b")}
     splits = assign_splits(classes, seed=1, validation_fraction=validation, test_fraction=test)
     for label in classes:

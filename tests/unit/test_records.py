@@ -50,9 +50,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_a_refusing_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    root = make_folder(
-        tmp_path / "pets", {f"{c}/{i}.bmp": bmp(i, 300) for c in "ab" for i in range(5)}
-    )
+    root = make_folder(tmp_path / "pets", {f"{c}/{i}.bmp": bmp(i, 300) for c in "ab" for i in range(5)})
     files = {f"{c}/{i}.png": encode(noise(i + ord(c)), "PNG") for c in "ab" for i in range(5)}
     make_folder(root, files)
     runs = tmp_path / "runs"
@@ -96,9 +94,7 @@ def test_a_disk_that_refuses_a_shard_is_one_line(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     # 100 pictures of 1 MB each: all of them at once would be 100 MB.
-    files = {
-        f"{c}/{i}.jpg": encode(photo(i + 100 * ord(c)), "JPEG") for c in "ab" for i in range(50)
-    }
+    files = {f"{c}/{i}.jpg": encode(photo(i + 100 * ord(c)), "JPEG") for c in "ab" for i in range(50)}
     padding = b"".join(b"\xff\xfe\xff\xff" + bytes(0xFFFD) for _ in range(16))
     padded = {name: content[:2] + padding + content[2:] for name, content in files.items()}
     root = make_folder(tmp_path / "large", padded)

@@ -260,9 +260,7 @@ def prepare(tmp_path: Path) -> Callable[[type], Path]:
 
 
 @tfds_warns
-def test_tfds_yields_the_encoded_bytes_of_all_splits(
-    tmp_path: Path, prepare: Callable[[type], Path]
-) -> None:
+def test_tfds_yields_the_encoded_bytes_of_all_splits(tmp_path: Path, prepare: Callable[[type], Path]) -> None:
     import tensorflow_datasets as tfds
 
     class GraftflowShapes(tfds.core.GeneratorBasedBuilder):
@@ -274,9 +272,7 @@ def test_tfds_yields_the_encoded_bytes_of_all_splits(
                 "label": tfds.features.ClassLabel(names=["square", "circle"]),
                 "extra": tfds.features.Text(),
             }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager: Any) -> Any:
             return {"train": self._generate_examples(8), "test": self._generate_examples(5)}
@@ -302,6 +298,11 @@ def test_tfds_yields_the_encoded_bytes_of_all_splits(
         unlabelled[0].read()
     again = contents("tfds:graftflow_shapes", tmp_path, tfds_data_dir=data_dir)
     assert again == [(picture.path, picture.label) for picture in pictures]
+    file = next(data_dir.rglob("*train.tfrecord*"))
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"'graftflow_shapes' in '.*' cannot be read: ") as caught:
+        contents("tfds:graftflow_shapes", tmp_path, tfds_data_dir=data_dir)
+    assert "\n" not in str(caught.value)
 
 
 def shape(index: int) -> io.BytesIO:
@@ -309,9 +310,7 @@ def shape(index: int) -> io.BytesIO:
 
 
 @tfds_warns
-def test_tfds_without_image_and_label_is_told(
-    tmp_path: Path, prepare: Callable[[type], Path]
-) -> None:
+def test_tfds_without_image_and_label_is_told(tmp_path: Path, prepare: Callable[[type], Path]) -> None:
     import tensorflow_datasets as tfds
 
     class GraftflowWords(tfds.core.GeneratorBasedBuilder):
@@ -322,9 +321,7 @@ def test_tfds_without_image_and_label_is_told(
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "word": tfds.features.Text(),
             }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, manager: Any) -> Any:
             return {"train": iter([(0, {"image": shape(1), "word": "x"})])}
