@@ -49,6 +49,9 @@ class Deployment:
 def deploy(saved_model: str | Path, *, store: str, model_name: str) -> Deployment:
     """Copy a version into a model store; a version that is there is never changed.
 
+    In a folder the finished copy is renamed, so that a server sees all of it or nothing. An object
+    store cannot rename: there ``saved_model.pb``, without which no server loads it, goes last.
+
     Args:
         saved_model: the artifact, a folder of ``export.json`` and the version's folder.
         store: a local folder or mounted volume, or an fsspec URI (``gs://…``, ``s3://…``).
@@ -267,7 +270,6 @@ def _deploy_remote(
 
 
 def _upload(filesystem: Any, source: Path, target: str) -> None:
-    filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
     filesystem.put_file(str(source), target)
     filesystem.invalidate_cache()
     wanted, found = source.stat().st_size, filesystem.info(target)["size"]

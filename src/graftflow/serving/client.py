@@ -4,6 +4,7 @@ Needs requests only; importing this module never imports TensorFlow.
 """
 
 import base64
+import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -146,9 +147,15 @@ class Client:
 
     def _send(self, method: str, url: str, body: Any) -> requests.Response:
         deadline, pause = time.monotonic() + self.retry, 0.1
+        data = (
+            None if body is None else json.dumps(body)
+        )  # NaN and infinities are part of the protocol
+        headers = {"Content-Type": "application/json"}
         while True:
             try:
-                response = self._session.request(method, url, json=body, timeout=self.timeout)
+                response = self._session.request(
+                    method, url, data=data, headers=headers, timeout=self.timeout
+                )
                 wait = pause
                 if response.status_code not in _RETRIED_STATUS:
                     return response

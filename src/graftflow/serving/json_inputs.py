@@ -268,7 +268,7 @@ def _build(leaves: list[Any], shape: tuple[int, ...], dtype: str) -> Tensor:
     try:
         return flat.reshape(shape)
     except ValueError as error:  # more dimensions than numpy has
-        raise invalid(f"Failed to build a tensor of shape {_brackets(shape)}: {error}") from None
+        raise invalid(f"Failed to build a tensor of rank {len(shape)}: {error}") from None
 
 
 def _check_types(leaves: list[Any], types: set[type], allowed: set[type], dtype: str) -> None:

@@ -34,9 +34,9 @@ class ModelStore:
 
     A version is a folder with a number for a name. A new one is loaded and warmed while the old one
     answers; then it takes over in one assignment, and requests that still run keep the old one in
-    memory until they end. A version that does not load is reported in the status and tried again once its
-    files change; until then the next older one serves. A base path that is missing or empty unloads
-    nothing.
+    memory until they end. A version that does not load is reported in the status and tried again
+    when its files change; until then the next older one serves. A missing or empty base path
+    unloads nothing.
 
     Args:
         name: the model's name, as requests give it.
@@ -119,7 +119,9 @@ class ModelStore:
         log.info("loading version %d of %s", number, self.name)
         try:
             loaded = self._load(number, path)
-        except ServingError as error:
+        except Exception as error:  # a version can be broken in any way; the others must serve on
+            if not isinstance(error, ServingError):
+                error = ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
             self._failures[number] = fingerprint
             self._set(VersionStatus(number, "END", error.code, error.message))
             kept = (

@@ -1,7 +1,6 @@
 """The embedded model server: one model, TensorFlow Serving's flags and its REST API.
 
-``python -m graftflow.serving --rest_api_port=8501 --model_name=graftflow \\
---model_base_path=models/graftflow``
+``python -m graftflow.serving --model_name=graftflow --model_base_path=models/graftflow``
 """
 
 import argparse
