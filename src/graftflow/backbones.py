@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftflow.errors import InputError, unknown_name
+from graftflow.pretrained import load_keras_weights
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels in [0, 1]
 
@@ -78,7 +79,7 @@ _TABLE = (
     Backbone("resnet50v2", "ResNet50V2", 224, 2048, _SYMMETRIC, r"(conv\d_block\d)_", 94.3),
     Backbone("mobilenetv2", "MobileNetV2", 224, 1280, _SYMMETRIC, r"(block_\d+)_", 9.0),
     Backbone(
-        "mobilenetv3small", "MobileNetV3Small", 224, 576, _SYMMETRIC, r"(expanded_conv_\d+)_", 3.8
+        "mobilenetv3small", "MobileNetV3Small", 224, 576, _SYMMETRIC, r"(expanded_conv_\d+)_", 3.76
     ),
     Backbone(
         "mobilenetv3large", "MobileNetV3Large", 224, 960, _SYMMETRIC, r"(expanded_conv_\d+)_", 12.0
@@ -114,13 +115,16 @@ def check_weights(weights: str) -> None:
     Raises:
         InputError: where it is a path and no file stands there.
     """
-    if weights in ("imagenet", "none") or re.match(r"https?://", weights):
-        return
-    if not Path(weights).is_file():
+    if is_file(weights) and not Path(weights).is_file():
         raise InputError(
             "weights must be 'imagenet', 'none', an http(s) address or the path of a file. "
             f"Received: '{weights}', which is no file."
         )
+
+
+def is_file(weights: str) -> bool:
+    """Return whether a weights setting is the path of a file."""
+    return weights not in ("imagenet", "none") and not re.match(r"https?://", weights)
 
 
 def build(name: str, *, weights: str = "imagenet") -> Any:
@@ -174,8 +178,7 @@ def _with_preprocessing(backbone: Backbone, weights: str, *, include_top: bool) 
 
 def preprocessing_of(backbone: Backbone, weights: str) -> Preprocessing:
     """Return the preprocessing that fits a backbone with the weights of this source."""
-    from_file = weights not in ("imagenet", "none")
-    if backbone.application == "EfficientNetB0" and from_file:
+    if backbone.application == "EfficientNetB0" and weights not in ("imagenet", "none"):
         return _EFFICIENTNET_FILE
     return backbone.preprocessing
 
@@ -223,7 +226,7 @@ def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     path = _local_file(weights)
     network = builder(weights=None, **settings, **(top if include_top else bottom))
     try:
-        network.load_weights(path)
+        load_keras_weights(network, path)
         return network
     except Exception as error:
         if include_top:
@@ -231,7 +234,7 @@ def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     # A file with the ImageNet layer: load it whole, then cut at the pooled features.
     whole = builder(weights=None, **settings, **top)
     try:
-        whole.load_weights(path)
+        load_keras_weights(whole, path)
     except Exception as error:
         raise _wrong_weights(backbone, weights, error) from error
     for layer in network.layers:

@@ -1,13 +1,13 @@
 """Checks every setting of a run before any work is done; loads no TensorFlow."""
 
+import contextlib
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftflow import backbones, deployment, epsilons, imagenet_classes, sources
+from graftflow import archives, backbones, deployment, epsilons, imagenet_classes, sources
 from graftflow.errors import InputError
 
 
@@ -92,18 +92,14 @@ def fingerprint(dataset: str, weights: str) -> str:
     Returns:
         Hexadecimal text, or ``""`` where nothing local is named.
     """
-    places = [Path(weights)] if backbone_file(weights) else []
-    kind, _, place = dataset.partition(":")
-    if kind in ("directory", "archive") and not re.match(r"https?://", place):
-        root = Path(place)
+    places = [Path(weights)] if backbones.is_file(weights) else []
+    kind, place = sources.parse_source(dataset)
+    if kind in ("directory", "archive") and not archives.is_url(place):
+        root = Path(place).expanduser()
         places += sorted(root.rglob("*")) if root.is_dir() else [root]
     digest = hashlib.sha256()
     for path in places:
-        status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        with contextlib.suppress(FileNotFoundError):  # a dangling link
+            status = path.stat()
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16] if places else ""
-
-
-def backbone_file(weights: str) -> bool:
-    """Return whether a weights setting is the path of a file."""
-    return weights not in ("imagenet", "none") and not re.match(r"https?://", weights)

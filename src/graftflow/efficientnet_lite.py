@@ -13,7 +13,7 @@ import numpy.typing as npt
 from keras import layers
 
 from graftflow.errors import InputError
-from graftflow.pretrained import read_torch_weights
+from graftflow.pretrained import load_keras_weights, read_torch_weights
 
 # repeats, kernel, stride of the first, expansion, channels
 _STAGES = (
@@ -91,18 +91,21 @@ def package_weights() -> Path:
 
 
 def _load(model: keras.Model, path: Path) -> None:
-    if path.suffix == ".h5":
-        model.load_weights(path)
-        return
-    state = read_torch_weights(path)
-    names = _torch_names()
     try:
+        if path.suffix == ".h5":
+            load_keras_weights(model, path)
+            return
+        state = read_torch_weights(path)
+        names = _torch_names()
         for layer in model.layers:
             if layer.weights:
                 layer.set_weights(_layer_weights(layer, names[layer.name], state))
-    except (KeyError, ValueError) as error:
+    except InputError:
+        raise
+    except (KeyError, ValueError, OSError, UserWarning) as error:
+        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"Weights of efficientnet_lite0 must hold its layers. Received: '{path}' ({error})."
+            f"Weights of efficientnet_lite0 must hold its layers. Received: '{path}' ({reason})."
         ) from error
 
 

@@ -24,7 +24,9 @@ def predict_split(
     """
     signatures = export.load_signatures(export.version_folder(saved_model_path))
     progress = Progress(split, total=datasets.split_size(dataset_path, split), unit="pictures")
-    probabilities, labels, paths = [], [], []
+    probabilities: list[npt.NDArray[Any]] = []
+    labels: list[npt.NDArray[Any]] = []
+    paths: list[str] = []
     for batch in datasets.read_split(dataset_path, split).batch(batch_size).prefetch(2):
         answer = signatures["serving_default"](image_bytes=batch["image"])
         probabilities.append(answer["probabilities"].numpy())

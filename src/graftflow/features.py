@@ -12,9 +12,7 @@ from graftflow import backbones, datasets, files
 from graftflow.errors import InputError
 from graftflow.preprocessing import decode
 from graftflow.progress import track
-
-SPLITS = ("train", "validation", "test")
-
+from graftflow.splits import SPLITS
 
 def frozen_function(model: Any, input_size: int) -> Any:
     """Return ``model`` as a function whose weights are constants.

@@ -13,7 +13,7 @@ from graftflow.errors import InputError
 from graftflow.progress import track
 
 # Inverse strengths of the L2 penalty on standardised features, strongest penalty first.
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def calibration_curve(probabilities: Array, labels: Array) -> list[dict[str, flo
 def _bins(probabilities: Array) -> Array:
     """One-hot membership ``(n, 15)`` of each picture's top probability."""
     index = np.clip(np.ceil(probabilities.max(axis=1) * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    return np.eye(NUM_BINS)[index]
+    return np.asarray(np.eye(NUM_BINS)[index])
 
 
 def precision(counts: Array, probabilities: Array, labels: Array, *, of: int) -> Array:

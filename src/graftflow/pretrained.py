@@ -1,4 +1,4 @@
-"""Reads legacy torch weight files without torch, and without running anything that the file asks for.
+"""Reads weight files. Legacy torch ones without torch, and without running anything that the file asks for.
 
 The format (torch before 1.6): five pickles (magic number, protocol, system information, the state dict whose
 tensors name their storages, the list of storage keys), then for every key an int64 count and the raw
@@ -7,6 +7,7 @@ little-endian values. Only what builds tensors is allowed in the pickles; any ot
 
 import pickle
 import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,6 +112,18 @@ def read_torch_weights(path: str | Path) -> dict[str, npt.NDArray[Any]]:
             f"A weights file must be a legacy torch state dict that holds tensors only. "
             f"Received: '{file_path}' ({error})."
         ) from error
+
+
+def load_keras_weights(network: Any, path: Path) -> None:
+    """Load a Keras weights file into a network, every weight of it.
+
+    Raises:
+        UserWarning: where Keras would warn only, of layers that it leaves at their random start.
+        ValueError, OSError: where the file does not fit or cannot be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        network.load_weights(path)
 
 
 def _read(file: BinaryIO, *, size: int) -> dict[str, npt.NDArray[Any]]:

@@ -276,6 +276,7 @@ def _fit(
         epochs=epochs,
         validation_data=validation,
         verbose=0,
+        shuffle=False,
         callbacks=[
             keras.callbacks.ModelCheckpoint(
                 checkpoint, monitor="val_loss", save_best_only=True, save_weights_only=True

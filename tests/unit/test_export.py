@@ -1,0 +1,159 @@
+"""The exported model answers as the original, from bytes and from pixels; evaluation uses that very model."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorflow_serving.apis import prediction_log_pb2
+
+from graftflow import datasets, evaluation, export, files, metrics
+from graftflow.errors import InputError
+from graftflow.preprocessing import decode_batch
+from graftflow.training import load_classifier
+
+
+@pytest.fixture(scope="module")
+def signatures(artifacts):
+    return export.load_signatures(export.version_folder(artifacts.saved_model))
+
+
+@pytest.fixture(scope="module")
+def pictures(artifacts) -> list[bytes]:
+    return [record["image"].numpy() for record in datasets.read_split(artifacts.dataset, "test")]
+
+
+def test_reloaded_equals_original(artifacts, signatures, pictures: list[bytes]) -> None:
+    pixels = decode_batch(tf.constant(pictures), 224)
+    expected = load_classifier(artifacts.model)(pixels, training=False).numpy()
+    from_pixels = signatures["pixels"](pixels=pixels)
+    from_bytes = signatures["serving_default"](image_bytes=tf.constant(pictures))
+    for answer in (from_pixels, from_bytes):
+        np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+        assert answer["class_index"].dtype == tf.int64
+        np.testing.assert_array_equal(answer["class_index"], expected.argmax(axis=1))
+        classes = ["brick", "coffee", "rocket"]
+        assert [label.decode() for label in answer["label"].numpy()] == [
+            classes[i] for i in expected.argmax(axis=1)
+        ]
+
+
+def test_ranked_lists_every_class_best_first(signatures, pictures: list[bytes]) -> None:
+    ranked = signatures["ranked"](image_bytes=tf.constant(pictures))
+    answer = signatures["serving_default"](image_bytes=tf.constant(pictures))
+    scores = ranked["scores"].numpy()
+    np.testing.assert_allclose(scores, -np.sort(-answer["probabilities"].numpy(), axis=1))
+    np.testing.assert_array_equal(ranked["classes"].numpy()[:, 0], answer["label"].numpy())
+    assert {name.decode() for name in ranked["classes"].numpy()[0]} == {"brick", "coffee", "rocket"}
+
+
+def test_batch_and_single_answers_agree(signatures, pictures: list[bytes]) -> None:
+    together = signatures["serving_default"](image_bytes=tf.constant(pictures))["probabilities"]
+    for index, picture in enumerate(pictures[:3]):
+        alone = signatures["serving_default"](image_bytes=tf.constant([picture]))["probabilities"]
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "grey"])
+def test_any_common_picture_is_served(signatures, tmp_path: Path, kind: str) -> None:
+    mode = "L" if kind == "grey" else "RGB"
+    path = tmp_path / ("picture.png" if kind == "PNG" else "picture.jpg")
+    Image.new(mode, (300, 200), 128 if mode == "L" else (10, 200, 90)).save(path)
+    answer = signatures["serving_default"](image_bytes=tf.constant([path.read_bytes()]))
+    assert float(tf.reduce_sum(answer["probabilities"])) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_folder_is_what_tensorflow_serving_polls(artifacts) -> None:
+    folder = artifacts.saved_model / "3"
+    assert (folder / "saved_model.pb").is_file()
+    assert (folder / "assets" / "classes.txt").read_text() == "brick\ncoffee\nrocket\n"
+    records = list(
+        tf.data.TFRecordDataset(
+            str(folder / "assets.extra" / "tf_serving_warmup_requests")
+        ).as_numpy_iterator()
+    )
+    requests = [
+        prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records
+    ]
+    assert {r.model_spec.signature_name for r in requests} == {"serving_default", "ranked"}
+    assert all(r.inputs["image_bytes"].string_val for r in requests)
+    written = files.read_json(artifacts.saved_model / "export.json")
+    assert written["sha256"] == files.sha256_directory(folder)
+
+
+def test_version_zero_is_the_time_of_export(artifacts, tmp_path: Path) -> None:
+    import time
+
+    summary = export.write_saved_model(
+        tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset
+    )
+    assert abs(summary["version"] - time.time()) < 120
+    assert (tmp_path / str(summary["version"]) / "saved_model.pb").is_file()
+    assert not (tmp_path / "classes.txt").exists()
+
+
+def test_negative_version_is_refused(artifacts, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="version must be a whole number from 0"):
+        export.write_saved_model(
+            tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset, version=-1
+        )
+
+
+def test_evaluation_is_of_the_served_model_on_the_whole_test_split(artifacts, signatures) -> None:
+    summary = files.read_json(artifacts.evaluation / "evaluation.json")
+    with open(artifacts.evaluation / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = list(datasets.read_split(artifacts.dataset, "test"))
+    assert [row["path"] for row in rows] == [r["path"].numpy().decode() for r in records]
+    assert summary["pictures"] == len(rows) == datasets.split_size(artifacts.dataset, "test")
+    right = np.mean([row["label"] == row["predicted"] for row in rows])
+    assert summary["metrics"]["accuracy"]["value"] == pytest.approx(right)
+    assert np.trace(summary["confusion"]) == round(right * len(rows))
+    answer = signatures["serving_default"](image_bytes=tf.stack([r["image"] for r in records]))
+    told = np.array([[float(row[c]) for c in summary["classes"]] for row in rows])
+    np.testing.assert_allclose(told, answer["probabilities"], atol=1e-6)
+    labels = np.array([summary["classes"].index(row["label"]) for row in rows])
+    ones = np.ones((1, len(rows)))
+    assert summary["metrics"]["log_loss"]["value"] == pytest.approx(
+        metrics.log_loss(ones, told, labels)[0], rel=1e-5
+    )
+    assert len(summary["mistakes"]) == sum(row["label"] != row["predicted"] for row in rows)
+
+
+def test_mistakes_are_the_most_confident_ones_with_their_pictures(artifacts, tmp_path: Path) -> None:
+    """A model whose classes are swapped is wrong on everything: its mistakes are all there, worst first."""
+    swapped = tmp_path / "dataset"
+    shutil.copytree(artifacts.dataset, swapped)
+    original = datasets.read_split(artifacts.dataset, "test")
+    with tf.io.TFRecordWriter(str(next(swapped.glob("test-*.tfrecord")))) as writer:
+        for record in original:
+            feature = {
+                "image": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[record["image"].numpy()])
+                ),
+                "label": tf.train.Feature(
+                    int64_list=tf.train.Int64List(value=[(int(record["label"]) + 1) % 3])
+                ),
+                "path": tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[record["path"].numpy()])
+                ),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    out = tmp_path / "evaluation"
+    out.mkdir()
+    summary = evaluation.write_evaluation(
+        out, saved_model_path=artifacts.saved_model, dataset_path=swapped, num_mistakes=4
+    )
+    assert summary["metrics"]["accuracy"]["value"] <= 0.2
+    mistakes = summary["mistakes"]
+    assert len(mistakes) == 4
+    chances = [mistake["probability"] for mistake in mistakes]
+    assert chances == sorted(chances, reverse=True)
+    for mistake in mistakes:
+        assert mistake["label"] != mistake["predicted"]
+        with Image.open(out / mistake["picture"]) as picture:
+            assert max(picture.size) <= 320

@@ -1,0 +1,120 @@
+"""Metrics equal scikit-learn's, and their intervals behave as intervals."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as exact
+
+from graftflow import evaluation, metrics
+from graftflow.errors import InputError
+
+
+def sample(num_classes: int, count: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, num_classes, count)
+    logits = generator.normal(size=(count, num_classes)) + 1.5 * np.eye(num_classes)[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return np.round(probabilities, 2) + 1e-6, labels  # rounded: ties occur
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 7])
+def test_figures_equal_those_of_scikit_learn(num_classes: int) -> None:
+    probabilities, labels = sample(num_classes)
+    counts = metrics.bootstrap_counts(len(labels), resamples=3, seed=0)
+    predicted = probabilities.argmax(axis=1)
+    assert metrics.accuracy(counts, probabilities, labels)[0] == pytest.approx(
+        exact.accuracy_score(labels, predicted)
+    )
+    true = probabilities[np.arange(len(labels)), labels]
+    assert metrics.log_loss(counts, probabilities, labels)[0] == pytest.approx(-np.log(true).mean())
+    areas = [exact.roc_auc_score(labels == c, probabilities[:, c]) for c in range(num_classes)]
+    expected = areas[1] if num_classes == 2 else np.mean(areas)
+    assert metrics.area_under_roc(counts, probabilities, labels)[0] == pytest.approx(expected)
+    for c in range(num_classes):
+        assert metrics.precision(counts, probabilities, labels, of=c)[0] == pytest.approx(
+            exact.precision_score(labels == c, predicted == c)
+        )
+        assert metrics.recall(counts, probabilities, labels, of=c)[0] == pytest.approx(
+            exact.recall_score(labels == c, predicted == c)
+        )
+    assert metrics.confusion_matrix(probabilities, labels) == (
+        exact.confusion_matrix(labels, predicted).tolist()
+    )
+
+
+def test_every_resample_is_the_figure_of_the_pictures_it_drew() -> None:
+    probabilities, labels = sample(3)
+    counts = metrics.bootstrap_counts(len(labels), resamples=5, seed=1)
+    assert (counts.sum(axis=1) == len(labels)).all()
+    for row, drawn in enumerate(counts.astype(int)):
+        repeated = np.repeat(np.arange(len(labels)), drawn)
+        p, y = probabilities[repeated], labels[repeated]
+        whole = np.ones((1, len(y)))
+        for metric in (
+            metrics.accuracy,
+            metrics.log_loss,
+            metrics.area_under_roc,
+            metrics.calibration_error,
+        ):
+            assert metric(counts, probabilities, labels)[row] == pytest.approx(metric(whole, p, y)[0])
+
+
+def test_calibration_error_of_a_known_case() -> None:
+    # Ten pictures at confidence 0.8, six of them right: a gap of 0.2.
+    probabilities = np.tile([0.8, 0.2], (10, 1))
+    labels = np.array([0] * 6 + [1] * 4)
+    counts = np.ones((1, 10))
+    assert metrics.calibration_error(counts, probabilities, labels)[0] == pytest.approx(0.2)
+    curve = metrics.calibration_curve(probabilities, labels)
+    assert curve == [{"confidence": pytest.approx(0.8), "accuracy": 0.6, "count": 10}]
+
+
+def test_interval_holds_the_value_and_shrinks_with_more_pictures() -> None:
+    widths = []
+    for count in (50, 5000):
+        probabilities, labels = sample(3, count)
+        summary = evaluation.summarise(probabilities, labels, ["a", "b", "c"], resamples=300)
+        for metric in summary["metrics"].values():
+            assert metric["low"] <= metric["value"] <= metric["high"] or metric["value"] < 0.2
+        accuracy = summary["metrics"]["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        widths.append(accuracy["high"] - accuracy["low"])
+    assert widths[1] < widths[0] / 5  # one over the root of 100, with room
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(200):
+        right = np.random.default_rng(seed).random(150) < 0.8
+        probabilities = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+        counts = metrics.bootstrap_counts(150, resamples=400, seed=seed)
+        values = metrics.accuracy(counts, probabilities, np.zeros(150, int))
+        interval = metrics.with_interval(values, confidence=0.95)
+        covered += interval["low"] <= 0.8 <= interval["high"]
+    assert 0.88 <= covered / 200 <= 1.0
+
+
+def test_a_class_that_is_never_predicted_has_no_precision() -> None:
+    probabilities, labels = np.tile([0.9, 0.1], (4, 1)), np.array([0, 0, 1, 1])
+    summary = evaluation.summarise(probabilities, labels, ["cat", "dog"], resamples=50)
+    dog = summary["per_class"]["dog"]
+    assert dog["precision"]["value"] is None
+    assert dog["recall"]["value"] == 0.0
+    assert dog["support"] == 2
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_roc_curve_is_finite_and_bounded(num_classes: int) -> None:
+    probabilities, labels = sample(num_classes, 3000)
+    curve = metrics.roc_curve(probabilities, labels)
+    assert len(curve["threshold"]) <= 200
+    for name in ("false_positive_rate", "true_positive_rate"):
+        assert curve[name][0] == 0.0
+        assert curve[name][-1] == 1.0
+        assert curve[name] == sorted(curve[name])
+    assert all(np.isfinite(curve["threshold"]))
+    assert curve["threshold"] == sorted(curve["threshold"], reverse=True)
+
+
+def test_no_pictures_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one picture"):
+        metrics.bootstrap_counts(0, resamples=10, seed=0)
