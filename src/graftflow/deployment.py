@@ -124,9 +124,7 @@ def _filesystem_class(uri: str) -> Any:
 
     scheme = uri.partition("://")[0]
     if "::" in uri or scheme in _READ_ONLY:
-        raise InputError(
-            f"store must be a folder, gs://… or s3://…, which can be written. Received: '{uri}'"
-        )
+        raise InputError(f"store must be a folder, gs://… or s3://…, which can be written. Received: '{uri}'")
     try:
         return fsspec.get_filesystem_class(scheme)
     except ImportError as error:
@@ -238,9 +236,7 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _deploy_remote(
-    folder: Path, store: str, model_name: str, version: str, digest: str
-) -> Deployment:
+def _deploy_remote(folder: Path, store: str, model_name: str, version: str, digest: str) -> Deployment:
     uri = f"{store.rstrip('/')}/{model_name}/{version}"
     with _store_errors(uri):
         import fsspec

@@ -47,4 +47,5 @@ def test_the_step_fails_on_a_corrupt_artifact_and_writes_nothing(tmp_path, saved
     (tmp_path / "saved_model" / "5" / "saved_model.pb").write_bytes(b"gr@ph")
     with pytest.raises(InputError, match="corrupt"):
         deploy(tmp_path, saved_model, tmp_path / "store")
-    assert not (tmp_path / "deployment").exists() and not (tmp_path / "store").exists()
+    assert not (tmp_path / "deployment").exists()
+    assert not (tmp_path / "store").exists()

@@ -69,9 +69,7 @@ def save_model(path: Path, *, scale: float = 4.0) -> None:
             "serving_default": tf.function(
                 lambda image_bytes: model.answer(model.decode(image_bytes))
             ).get_concrete_function(image_bytes=images),
-            "pixels": tf.function(lambda pixels: model.answer(pixels)).get_concrete_function(
-                pixels=pixels
-            ),
+            "pixels": tf.function(lambda pixels: model.answer(pixels)).get_concrete_function(pixels=pixels),
             "ranked": tf.function(ranked).get_concrete_function(image_bytes=images),
         },
     )
@@ -86,9 +84,7 @@ def write_warm_up(version: Path, signature: str, image: bytes) -> None:
     log.predict_log.request.model_spec.signature_name = signature
     log.predict_log.request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([image]))
     (version / "assets.extra").mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(
-        str(version / "assets.extra" / "tf_serving_warmup_requests")
-    ) as writer:
+    with tf.io.TFRecordWriter(str(version / "assets.extra" / "tf_serving_warmup_requests")) as writer:
         writer.write(log.SerializeToString())
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from graftflow.errors import InputError
 from graftflow.serving import query
-from graftflow.serving.client import Client, ServerUnreachable
+from graftflow.serving.client import Client, ServerUnreachableError
 from tests.unit.serving_model import ROOT, free_port, picture
 
 RANKED = {"classes": ["cat", "dog"], "scores": [0.75, 0.25]}
@@ -44,7 +44,7 @@ class Scripted:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_GET = do_POST
+            do_GET = do_POST  # noqa: N815 (the name is http.server's)
 
             def log_message(self, *_):
                 pass
@@ -86,9 +86,7 @@ def test_pictures_are_sent_as_base64_to_the_ranked_signature(scripted):
 
 
 def test_many_pictures_go_in_several_requests(scripted):
-    scripted.answers = [
-        (200, lambda body: (200, {"predictions": [RANKED] * len(body["instances"])}), {})
-    ]
+    scripted.answers = [(200, lambda body: (200, {"predictions": [RANKED] * len(body["instances"])}), {})]
     assert len(Client(scripted.url).classify_images([picture()] * 70)) == 70
     assert [len(body["instances"]) for _, body in scripted.requests] == [32, 32, 6]
 
@@ -115,7 +113,7 @@ def test_a_busy_server_is_asked_again(scripted, status):
 
 def test_a_server_that_stays_busy_ends_the_patience(scripted):
     scripted.answers = [(503, {"error": "busy"}, {})]
-    with pytest.raises(ServerUnreachable, match="is busy: busy"):
+    with pytest.raises(ServerUnreachableError, match="is busy: busy"):
         Client(scripted.url, retry=0.3).predict([1.0])
 
 
@@ -129,9 +127,10 @@ def test_other_errors_are_not_tried_again(scripted, status):
 
 def test_an_unreachable_server_is_named_with_the_way_to_start_one():
     url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ServerUnreachable) as caught:
+    with pytest.raises(ServerUnreachableError) as caught:
         Client(url, retry=0.2).predict([1.0])
-    assert url in str(caught.value) and "make serve" in str(caught.value)
+    assert url in str(caught.value)
+    assert "make serve" in str(caught.value)
 
 
 def test_a_server_that_starts_within_the_patience_is_reached(scripted):
@@ -158,7 +157,7 @@ def test_a_server_that_starts_within_the_patience_is_reached(scripted):
 def test_a_server_that_never_answers_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ServerUnreachable, match="did not answer within 0.2 s"):
+        with pytest.raises(ServerUnreachableError, match=r"did not answer within 0\.2 s"):
             Client(url, timeout=0.2).status()
 
 
@@ -224,14 +223,17 @@ def test_the_command_answers_for_folders_patterns_and_files(scripted, capsys, pi
         scripted, capsys, f"{pictures}/*.jpg", pictures / "b [1].JPG", "--format=csv", "--top=1"
     )
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0 and len(rows) == 2
+    assert code == 0
+    assert len(rows) == 2
     assert (rows[1]["rank"], rows[1]["class"], rows[1]["probability"]) == ("1", "cat", "0.75")
 
 
 def test_the_command_draws_a_table(scripted, capsys, pictures):
     code, out, _ = run(scripted, capsys, pictures / "a.jpg")
     assert code == 0
-    assert "cat" in out and "0.7500" in out and "dog" in out
+    assert "cat" in out
+    assert "0.7500" in out
+    assert "dog" in out
     assert "█" * 18 in out or "#" * 18 in out
 
 
@@ -240,7 +242,8 @@ def test_one_bad_picture_does_not_keep_the_others_from_an_answer(scripted, capsy
         scripted, capsys, pictures / "notes.txt", "missing.jpg", pictures / "a.jpg", "--format=csv"
     )
     assert code == 1
-    assert len(out.splitlines()) == 3 and "a.jpg,1,cat" in out
+    assert len(out.splitlines()) == 3
+    assert "a.jpg,1,cat" in out
     lines = err.splitlines()
     assert len(lines) == 2
     assert "notes.txt: is not a picture: it must be JPEG or PNG. Received: 10 bytes" in lines[0]
@@ -250,12 +253,14 @@ def test_one_bad_picture_does_not_keep_the_others_from_an_answer(scripted, capsy
 def test_the_command_reads_standard_input(scripted, capsys, pictures, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(picture())))
     code, out, _ = run(scripted, capsys, "-", "--format=csv", "--top=1")
-    assert code == 0 and out.splitlines()[1].startswith("-,1,cat,")
+    assert code == 0
+    assert out.splitlines()[1].startswith("-,1,cat,")
 
 
 def test_the_command_stops_at_once_where_no_model_answers(scripted, capsys, pictures):
     scripted.answers = [(404, {"error": "Servable not found for request: Latest(graftflow)"}, {})]
     code, out, err = run(scripted, capsys, pictures)
     assert (code, out) == (1, "")
-    assert len(err.splitlines()) == 1 and "serves no model 'graftflow'" in err
+    assert len(err.splitlines()) == 1
+    assert "serves no model 'graftflow'" in err
     assert len(scripted.requests) == 1

@@ -78,9 +78,10 @@ def test_another_content_under_the_same_version_is_refused(tmp_path, model, memo
     store = "memory://models" if remote else str(tmp_path / "store")
     uri = deploy(model, store=store, model_name="pets").uri
     other = artifact(tmp_path / "other", content="another graph")
-    with pytest.raises(InputError, match="never overwritten. Received: version 3") as caught:
+    with pytest.raises(InputError, match=r"never overwritten\. Received: version 3") as caught:
         deploy(other, store=store, model_name="pets")
-    assert uri in str(caught.value) and "higher version" in str(caught.value)
+    assert uri in str(caught.value)
+    assert "higher version" in str(caught.value)
     assert deploy(model, store=store, model_name="pets").status == "already there"
 
 
@@ -95,7 +96,8 @@ def test_an_object_store_gets_the_entry_last(model, memory, monkeypatch):
     monkeypatch.setattr(type(memory), "put_file", recorded)
     published = deploy(model, store="memory://models/", model_name="pets")
     assert published == Deployment("memory://models/pets/3", "3", "published")
-    assert len(order) == 5 and order[-1] == "/models/pets/3/saved_model.pb"
+    assert len(order) == 5
+    assert order[-1] == "/models/pets/3/saved_model.pb"
     assert memory.cat("/models/pets/3/saved_model.pb") == b"graph"
 
 
@@ -114,7 +116,7 @@ def test_a_failed_upload_leaves_nothing(model, memory, monkeypatch):
         return put_file(self, source, target, **more)
 
     monkeypatch.setattr(type(memory), "put_file", failing)
-    with pytest.raises(InputError, match="the network is gone. Nothing was published."):
+    with pytest.raises(InputError, match=r"the network is gone\. Nothing was published\."):
         deploy(model, store="memory://models", model_name="pets")
     assert memory.find("/models") == []
 
@@ -189,7 +191,8 @@ def test_a_damaged_artifact_is_refused(tmp_path, model, damage, message):
     damage(model)
     with pytest.raises(InputError) as caught:
         deploy(model, store=str(tmp_path / "store"), model_name="pets")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 

@@ -15,7 +15,7 @@ import requests
 from graftflow.deployment import deploy
 from graftflow.errors import InputError
 from graftflow.files import sha256_directory, write_json
-from graftflow.serving.client import Client, ServerUnreachable
+from graftflow.serving.client import Client, ServerUnreachableError
 from tests.unit.serving_model import (
     CLASSES,
     ROOT,
@@ -90,7 +90,8 @@ def test_raw_pixels_and_encoded_pictures_agree(server):
 
 def test_ranked_classes_come_best_first(server):
     red, blue = Client(server.url, "toy").classify_images([RED, BLUE])
-    assert [c for c, _ in red] == ["red", "blue"] and [c for c, _ in blue] == ["blue", "red"]
+    assert [c for c, _ in red] == ["red", "blue"]
+    assert [c for c, _ in blue] == ["blue", "red"]
     assert {c for c, _ in red} == set(CLASSES)
     assert abs(sum(s for _, s in red) - 1) < 1e-6
 
@@ -122,7 +123,8 @@ def test_ranked_classes_come_best_first(server):
 def test_a_bad_request_gets_tensorflow_servings_answer(server, path, document, status, error):
     answered, body = post(server, document, f"/v1/models/{path}")
     assert (answered, list(body)) == (status, ["error"])
-    assert error in body["error"] and "Traceback" not in body["error"]
+    assert error in body["error"]
+    assert "Traceback" not in body["error"]
     assert "Graph execution error" not in body["error"]
 
 
@@ -166,9 +168,11 @@ def test_status_and_metadata_have_the_protos_form(server):
 
 def test_a_body_beyond_the_limit_is_refused_and_a_large_one_is_not(server):
     status, body = post(server, b" " * (65 * 2**20))
-    assert status == 413 and "at most 67108864 bytes (64 MiB)" in body["error"]
+    assert status == 413
+    assert "at most 67108864 bytes (64 MiB)" in body["error"]
     status, body = post(server, b" " * (8 * 2**20) + b'{"instances": []}')
-    assert status == 400 and "No values in 'instances' array" in body["error"]
+    assert status == 400
+    assert "No values in 'instances' array" in body["error"]
 
 
 def test_a_body_in_chunks_is_read(server):
@@ -178,7 +182,7 @@ def test_a_body_in_chunks_is_read(server):
 
 
 def test_the_client_reports_what_the_server_says(server):
-    with pytest.raises(ServerUnreachable, match="serves no model 'other'"):
+    with pytest.raises(ServerUnreachableError, match="serves no model 'other'"):
         Client(server.url, "other").classify_images([RED])
     with pytest.raises(InputError, match="picture 1 is not a picture"):
         Client(server.url, "toy").classify_images([RED, b"junk"])
@@ -205,7 +209,8 @@ def test_a_port_in_use_is_one_line_before_tensorflow_is_loaded(server, tmp_path)
         capture_output=True, text=True, timeout=30, cwd=ROOT,
         env={"PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr.splitlines() == [
         f"error: Cannot listen on 127.0.0.1:{port}: Address already in use. "
         "Choose another --rest_api_port, or stop the server that has this one."
@@ -258,15 +263,18 @@ def test_the_life_of_a_server(versions, tmp_path):
         assert failures == []
         first_blue = labels.index("blue")
         # Three clients: an answer of the old version may overtake one of the new.
-        assert set(labels[:first_blue]) == {"red"} and set(labels[first_blue + 3 :]) == {"blue"}
+        assert set(labels[:first_blue]) == {"red"}
+        assert set(labels[first_blue + 3 :]) == {"blue"}
 
         broken = requests.get(f"{server.url}/v1/models/toy/versions/3", timeout=20).json()
         said = broken["model_version_status"][0]["status"]
-        assert said["error_code"] != "OK" and said["error_message"]
+        assert said["error_code"] != "OK"
+        assert said["error_message"]
         assert "version 3 of toy does not load, version 2 stays" in server.log()
 
         answer = end_within_a_request(server, signal.SIGTERM)
-        assert answer.startswith(b"HTTP/1.1 200") and b'"label": "blue"' in answer
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b'"label": "blue"' in answer
         assert server.process.wait(20) == 0
         assert "Traceback" not in server.log()
 

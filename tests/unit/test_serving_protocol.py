@@ -43,7 +43,8 @@ def test_several_inputs_are_named():
     assert rows["x"].shape == (2,)
     assert rows["text"].tolist() == [b"a", "é".encode()]
     columns, _ = read('{"inputs": {"x": [1], "text": ["a", "b"], "ignored": 1}}', TWO)
-    assert columns["x"].shape == (1,) and columns["text"].shape == (2,)
+    assert columns["x"].shape == (1,)
+    assert columns["text"].shape == (2,)
 
 
 @pytest.mark.parametrize("padding", ["", "="])
@@ -195,7 +196,8 @@ def test_a_new_version_takes_over_and_the_old_one_ends(tmp_path):
     old = store.get("toy")
     (tmp_path / "2").mkdir()
     store.poll()
-    assert store.get("toy").number == 2 and old.number == 1
+    assert store.get("toy").number == 2
+    assert old.number == 1
     assert states(store) == {2: "AVAILABLE", 1: "END"}
     message = error_of(store.get, "toy", 1).message
     assert message == "Servable not found for request: Specific(toy, 1)"

@@ -22,7 +22,7 @@ _RETRIED_STATUS = (429, 503)
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 
 
-class ServerUnreachable(InputError):
+class ServerUnreachableError(InputError):
     """No server answers, or not for this model: other pictures would fare no better."""
 
 
@@ -40,9 +40,7 @@ class Client:
         InputError: where ``url`` is no http(s) address or ``model`` is empty.
     """
 
-    def __init__(
-        self, url: str = URL, model: str = MODEL, timeout: float = 30.0, retry: float = 3.0
-    ) -> None:
+    def __init__(self, url: str = URL, model: str = MODEL, timeout: float = 30.0, retry: float = 3.0) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"url must be like {URL}. Received: '{url}'")
@@ -53,9 +51,7 @@ class Client:
         # A proxy that the environment names cannot reach this machine's own loopback.
         self._session.trust_env = parts.hostname not in ("127.0.0.1", "localhost", "::1")
 
-    def predict(
-        self, instances: Sequence[Any], signature_name: str = "serving_default"
-    ) -> list[Any]:
+    def predict(self, instances: Sequence[Any], signature_name: str = "serving_default") -> list[Any]:
         """Return the model's answers, one for each instance.
 
         Args:
@@ -67,7 +63,7 @@ class Client:
             For each instance a value or nested list; for several outputs a dict by output name.
 
         Raises:
-            ServerUnreachable: where no server answers or it does not serve the model.
+            ServerUnreachableError: where no server answers or it does not serve the model.
             InputError: where the server refuses the request; the message is the server's.
         """
         body = {"signature_name": signature_name, "instances": _encoded(list(instances))}
@@ -84,14 +80,14 @@ class Client:
             pictures: encoded pictures, JPEG or PNG; sent in as few requests as the size allows.
 
         Raises:
-            ServerUnreachable: where no server answers or it does not serve the model.
+            ServerUnreachableError: where no server answers or it does not serve the model.
             InputError: where one of them is no picture, or the model has no signature ``ranked``.
         """
         ranked: list[list[tuple[str, float]]] = []
         for batch in _batches(pictures):
             try:
                 rows = self.predict(batch, "ranked")
-            except ServerUnreachable:
+            except ServerUnreachableError:
                 raise
             except InputError as error:
                 for index, picture in enumerate(batch, start=len(ranked)):
@@ -116,7 +112,7 @@ class Client:
         """Return the model's versions: dicts of ``version``, ``state`` and ``status``.
 
         Raises:
-            ServerUnreachable: where no server answers or it does not serve the model.
+            ServerUnreachableError: where no server answers or it does not serve the model.
         """
         versions = self._ask("GET", "", None).get("model_version_status", [])
         return list(versions)
@@ -133,23 +129,19 @@ class Client:
         said = answer.get("error") if isinstance(answer, dict) else None
         message = " ".join(str(said or f"HTTP {response.status_code}").split())
         if response.status_code == 404:
-            raise ServerUnreachable(
+            raise ServerUnreachableError(
                 f"The server at {self.url} serves no model '{self.model}': {message}. Check the "
                 "name, or publish a version (`make deploy`)."
             )
         if response.status_code in _RETRIED_STATUS:
-            raise ServerUnreachable(
-                f"The server at {self.url} is busy: {message}. Try again later."
-            )
+            raise ServerUnreachableError(f"The server at {self.url} is busy: {message}. Try again later.")
         if not said:
-            raise ServerUnreachable(f"{self.url} does not answer as a model server does: {message}")
+            raise ServerUnreachableError(f"{self.url} does not answer as a model server does: {message}")
         raise InputError(f"The server refuses: {message}")
 
     def _send(self, method: str, url: str, body: Any) -> requests.Response:
         deadline, pause = time.monotonic() + self.retry, 0.1
-        data = (
-            None if body is None else json.dumps(body)
-        )  # NaN and infinities are part of the protocol
+        data = None if body is None else json.dumps(body)  # NaN and infinities are part of the protocol
         headers = {"Content-Type": "application/json"}
         while True:
             try:
@@ -164,21 +156,21 @@ class Client:
                 if time.monotonic() + wait > deadline:
                     return response
             except requests.Timeout:
-                raise ServerUnreachable(
+                raise ServerUnreachableError(
                     f"The server at {self.url} did not answer within {self.timeout:g} s."
                 ) from None
             except requests.ConnectionError as error:
                 wait = pause
                 if not _refused(error):
-                    raise ServerUnreachable(
+                    raise ServerUnreachableError(
                         f"The connection to {self.url} failed: {_reason(error)}."
                     ) from error
                 if time.monotonic() + wait > deadline:
-                    raise ServerUnreachable(
+                    raise ServerUnreachableError(
                         f"No model server answers at {self.url}. Start one with `make serve`."
                     ) from error
             except requests.RequestException as error:
-                raise ServerUnreachable(f"Cannot ask {self.url}: {_reason(error)}.") from error
+                raise ServerUnreachableError(f"Cannot ask {self.url}: {_reason(error)}.") from error
             time.sleep(wait)
             pause = min(2 * pause, 2.0)
 

@@ -48,15 +48,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body)
     except json.JSONDecodeError as error:
-        raise invalid(
-            f"JSON Parse error: Invalid value. {error.msg} at offset: {error.pos}"
-        ) from None
+        raise invalid(f"JSON Parse error: Invalid value. {error.msg} at offset: {error.pos}") from None
     except RecursionError:
         raise invalid("JSON Parse error: Nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise invalid(
-            f"JSON Parse error: Invalid encoding in string. at offset: {error.start}"
-        ) from None
+        raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from None
     except ValueError:  # a whole number of more digits than Python reads
         raise invalid("JSON Parse error: Number too big to be stored in double.") from None
     if not isinstance(document, dict):
@@ -79,9 +75,7 @@ def signature_name(document: Mapping[str, Any], default: str = "serving_default"
     return name or default
 
 
-def read_inputs(
-    document: Mapping[str, Any], dtypes: Mapping[str, str]
-) -> tuple[dict[str, Tensor], Format]:
+def read_inputs(document: Mapping[str, Any], dtypes: Mapping[str, str]) -> tuple[dict[str, Tensor], Format]:
     """Return a predict request's input tensors and the format they came in.
 
     Args:
@@ -109,9 +103,7 @@ def read_inputs(
             return _read_columns(document["inputs"], dtypes), "columnar"
         instances = document["instances"]
         if not isinstance(instances, list):
-            raise invalid(
-                f"JSON Value: {_show(document)} Excepting 'instances' to be an list/array"
-            )
+            raise invalid(f"JSON Value: {_show(document)} Excepting 'instances' to be an list/array")
         if not instances:
             raise invalid(f"JSON Value: {_show(document)} No values in 'instances' array")
         return _read_rows(instances, dtypes), "row"
@@ -131,9 +123,7 @@ def _read_rows(instances: list[Any], dtypes: Mapping[str, str]) -> dict[str, Ten
             if _is_named(item):
                 raise invalid(f"Expecting value/list but got object at item {index} of input list")
         name, dtype = next(iter(dtypes.items()))
-        return {
-            name: _stack(instances, dtype, "Failed to process element: {} of 'instances' list.")
-        }
+        return {name: _stack(instances, dtype, "Failed to process element: {} of 'instances' list.")}
     for index, item in enumerate(instances):
         if not _is_named(item):
             raise invalid(f"Expecting object but got list at item {index} of input list")
@@ -277,9 +267,7 @@ def _check_types(leaves: list[Any], types: set[type], allowed: set[type], dtype:
 
 
 def _wrong_type(value: Any, dtype: str) -> ServingError:
-    return invalid(
-        f"JSON Value: {_show(value)} Type: {_json_type(value)} is not of expected type: {dtype}"
-    )
+    return invalid(f"JSON Value: {_show(value)} Type: {_json_type(value)} is not of expected type: {dtype}")
 
 
 def _floats(leaves: list[Any], types: set[type], dtype: str) -> Tensor:
@@ -287,9 +275,7 @@ def _floats(leaves: list[Any], types: set[type], dtype: str) -> Tensor:
         for value in leaves:
             # Whole numbers beyond 64 bits are doubles to a JSON reader in C++.
             if type(value) is int and _LARGEST_INT[dtype] < abs(value) < 2**63:
-                raise invalid(
-                    f"Cannot convert JSON value: {value} to {dtype} without loss of precision."
-                )
+                raise invalid(f"Cannot convert JSON value: {value} to {dtype} without loss of precision.")
     try:
         wide = np.array(leaves, np.float64)
     except OverflowError:

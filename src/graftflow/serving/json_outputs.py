@@ -39,8 +39,7 @@ def write_outputs(outputs: Mapping[str, Tensor], form: Format) -> str:
             raise invalid(f"Tensor name: {name} has no shape information ")
         if batch not in (-1, tensor.shape[0]):
             raise invalid(
-                f"Tensor name: {name} has inconsistent batch size: {tensor.shape[0]} "
-                f"expecting: {batch}"
+                f"Tensor name: {name} has inconsistent batch size: {tensor.shape[0]} expecting: {batch}"
             )
         batch = tensor.shape[0]
     columns = {name: _nested(name, tensor, 1) for name, tensor in outputs.items()}
@@ -52,9 +51,7 @@ def write_outputs(outputs: Mapping[str, Tensor], form: Format) -> str:
 
 
 def _members(texts: Mapping[str, str]) -> str:
-    return (
-        "{" + ", ".join(f"{json.dumps(n, ensure_ascii=False)}: {t}" for n, t in texts.items()) + "}"
-    )
+    return "{" + ", ".join(f"{json.dumps(n, ensure_ascii=False)}: {t}" for n, t in texts.items()) + "}"
 
 
 def _nested(name: str, tensor: Tensor, first: int) -> list[str]:
@@ -71,10 +68,7 @@ def _scalars(name: str, tensor: Tensor) -> list[str]:
     if kind in "OSU":
         if name.endswith("_bytes"):
             return [f'{{"b64": "{base64.b64encode(_as_bytes(v)).decode()}"}}' for v in tensor.flat]
-        return [
-            json.dumps(_as_bytes(v).decode("utf-8", "replace"), ensure_ascii=False)
-            for v in tensor.flat
-        ]
+        return [json.dumps(_as_bytes(v).decode("utf-8", "replace"), ensure_ascii=False) for v in tensor.flat]
     if kind == "b":
         return ["true" if v else "false" for v in tensor.flat]
     if kind in "iu":

@@ -44,9 +44,7 @@ class ModelStore:
         load: makes a version of its number and folder, or raises ``ServingError``.
     """
 
-    def __init__(
-        self, name: str, base_path: Path, load: "Callable[[int, Path], LoadedVersion]"
-    ) -> None:
+    def __init__(self, name: str, base_path: Path, load: "Callable[[int, Path], LoadedVersion]") -> None:
         self.name, self.base_path, self._load = name, base_path, load
         self._serving: LoadedVersion | None = None
         self._statuses: dict[int, VersionStatus] = {}
@@ -81,9 +79,7 @@ class ModelStore:
         known = dict(self._statuses) if name == self.name else {}
         if number is not None:
             if number not in known:
-                raise ServingError(
-                    Code.NOT_FOUND, f"Could not find version {number} of model {name}"
-                )
+                raise ServingError(Code.NOT_FOUND, f"Could not find version {number} of model {name}")
             return [known[number]]
         if not known:
             raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
@@ -124,9 +120,7 @@ class ModelStore:
                 error = ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
             self._failures[number] = fingerprint
             self._set(VersionStatus(number, "END", error.code, error.message))
-            kept = (
-                f"version {self._serving.number} stays" if self._serving else "nothing serves yet"
-            )
+            kept = f"version {self._serving.number} stays" if self._serving else "nothing serves yet"
             log.error(
                 "version %d of %s does not load, %s: %s",
                 number,

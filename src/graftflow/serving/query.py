@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from graftflow.errors import InputError
-from graftflow.serving.client import MODEL, URL, Client, ServerUnreachable
+from graftflow.serving.client import MODEL, URL, Client, ServerUnreachableError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 BAR = 24  # characters of a probability of 1
@@ -74,7 +74,7 @@ def ask(client: Client, names: Sequence[str], top: int) -> Iterator[Answer | tup
         top: how many classes of each answer to keep.
 
     Raises:
-        ServerUnreachable: where no server answers; the other pictures would fare no better.
+        ServerUnreachableError: where no server answers; the other pictures would fare no better.
     """
     for name, content in find_pictures(names):
         if isinstance(content, InputError):
@@ -82,7 +82,7 @@ def ask(client: Client, names: Sequence[str], top: int) -> Iterator[Answer | tup
             continue
         try:
             ranked = client.classify_images([content])[0]
-        except ServerUnreachable:
+        except ServerUnreachableError:
             raise
         except InputError as error:
             yield name, str(error).replace("picture 0 is", "is")

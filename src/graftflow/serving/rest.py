@@ -67,7 +67,7 @@ class RestApi:
             return _json(await self._dispatch(request))
         except ServingError as error:
             return _json(_error(error.message), HTTP_STATUS[error.code])
-        except _TooLarge as error:
+        except _TooLargeError as error:
             return _json(_error(str(error)), 413)
         except ClientDisconnect:
             return Response(status_code=HTTP_STATUS[Code.CANCELLED])
@@ -99,9 +99,7 @@ class RestApi:
         body = await _read(request)
         method = match["method"].lower()
         if method != "predict":
-            raise ServingError(
-                Code.UNIMPLEMENTED, f"This server answers predict only. Received: {method}"
-            )
+            raise ServingError(Code.UNIMPLEMENTED, f"This server answers predict only. Received: {method}")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, self._predict, name, version, body)
 
@@ -149,7 +147,7 @@ class _AnyMethod:
         await response(scope, receive, send)
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """A request body beyond the limit."""
 
 
@@ -166,7 +164,7 @@ async def _read(request: Request) -> bytes:
             if size > 4 * BODY_LIMIT:
                 break
     if size > BODY_LIMIT:
-        raise _TooLarge(
+        raise _TooLargeError(
             f"A request must be at most {BODY_LIMIT} bytes ({BODY_LIMIT // 2**20} MiB). "
             f"Received: {size} bytes or more. Send fewer instances."
         )

@@ -96,9 +96,7 @@ class LoadedVersion:
             )
         try:
             tensors = {
-                key: tf.constant(
-                    value, tf.dtypes.as_dtype(types_pb2.DataType.Value(_enum(wanted[key])))
-                )
+                key: tf.constant(value, tf.dtypes.as_dtype(types_pb2.DataType.Value(_enum(wanted[key]))))
                 for key, value in inputs.items()
             }
             outputs = self._model.signatures[name](**tensors)
@@ -113,9 +111,7 @@ class LoadedVersion:
             return
         replayed = 0
         try:
-            for record in (
-                tf.data.TFRecordDataset(str(path)).take(WARM_UP_LIMIT).as_numpy_iterator()
-            ):
+            for record in tf.data.TFRecordDataset(str(path)).take(WARM_UP_LIMIT).as_numpy_iterator():
                 entry = prediction_log_pb2.PredictionLog.FromString(record)
                 if not entry.HasField("predict_log"):
                     continue  # Classify and Regress are not served here
@@ -182,9 +178,7 @@ def _signature_defs(path: Path) -> dict[str, Any]:
 
 
 def _dtypes(tensors: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        k: types_pb2.DataType.Name(v.dtype).removeprefix("DT_").lower() for k, v in tensors.items()
-    }
+    return {k: types_pb2.DataType.Name(v.dtype).removeprefix("DT_").lower() for k, v in tensors.items()}
 
 
 def _enum(name: str) -> str:
