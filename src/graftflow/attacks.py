@@ -9,29 +9,15 @@ targeted attack LOWERS it for the target class.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-import graftflow.preprocessing  # noqa: F401  registers the layer that a saved classifier begins with
 from graftflow.epsilons import whole_levels
 from graftflow.errors import InputError
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
-
-
-def load_classifier(model_path: str | Path) -> keras.Model:
-    """Load ``model.keras`` of a ``model`` artifact.
-
-    Raises:
-        InputError: where the file is missing.
-    """
-    path = Path(model_path) / "model.keras"
-    if not path.is_file():
-        raise InputError(f"a model artifact must hold model.keras. Received: '{model_path}'.")
-    return keras.models.load_model(path)
 
 
 def logits_model(model: keras.Model) -> keras.Model:
@@ -46,7 +32,7 @@ def logits_model(model: keras.Model) -> keras.Model:
     names = [layer.name for layer in model.layers]
     if "logits" not in names:
         raise InputError(f"a classifier must have a layer named 'logits'. Received: {names}.")
-    return keras.Model(model.inputs, model.get_layer("logits").output, name="logits_of")
+    return keras.Model(model.input, model.get_layer("logits").output, name="logits_of")
 
 
 def log_odds_against(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -215,9 +201,7 @@ def descend(
     if not step_size > 0:
         raise InputError(f"step_size must be above 0. Received: {step_size}.")
     if not total_variation_weight >= 0:
-        raise InputError(
-            f"total_variation_weight must be at least 0. Received: {total_variation_weight}."
-        )
+        raise InputError(f"total_variation_weight must be at least 0. Received: {total_variation_weight}.")
 
     def sent(adversarial: tf.Tensor) -> tf.Tensor:
         return round_to_eight_bits(adversarial, adversarial, 1.0) if eight_bits else adversarial
@@ -280,9 +264,7 @@ def _check_steps(steps: int) -> None:
         raise InputError(f"steps must be at least 1. Received: {steps}.")
 
 
-def _checked(
-    logits_of: Logits, pixels: Any, labels: Any, epsilon: float
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _checked(logits_of: Logits, pixels: Any, labels: Any, epsilon: float) -> tuple[tf.Tensor, tf.Tensor]:
     """Return pixels as float32 and labels as int64, or raise InputError."""
     if not 0 <= epsilon <= 1:
         raise InputError(f"epsilon must lie in [0, 1]. Received: {epsilon}.")
@@ -296,8 +278,6 @@ def _checked(
     classes = predict_logits(logits_of, pixels[:1]).shape[1]
     if classes < 2:
         raise InputError(f"an attack needs logits of at least 2 classes. Received: {classes}.")
-    if len(labels) and not (
-        0 <= int(tf.reduce_min(labels)) and int(tf.reduce_max(labels)) < classes
-    ):
+    if any(not 0 <= label < classes for label in labels.numpy()):
         raise InputError(f"labels must lie in 0 … {classes - 1}. Received: {labels.numpy()}.")
     return pixels, labels

@@ -28,13 +28,12 @@ def imagenet_index(name: str) -> int:
     choices = ", ".join(f"'{IMAGENET_CLASSES[i]}'" for i in dict.fromkeys(found + near[:6]))
     hint = f" Near it: {choices}." if choices else ""
     raise InputError(
-        f"an ImageNet class must be one of the 1000 names, such as 'zebra'. Received: '{name}'."
-        + hint
+        f"an ImageNet class must be one of the 1000 names, such as 'zebra'. Received: '{name}'." + hint
     )
 
 
 # First synonym of each class, from IMAGENET_LABELS_LIST of TensorFlow Datasets (Apache-2.0,
-# datasets/siscore/labels.py), in the order of github.com/pytorch/hub/blob/master/imagenet_classes.txt.
+# datasets/siscore/labels.py), in the order of imagenet_classes.txt in github.com/pytorch/hub.
 # Number 639 is a second "maillot" there.
 _NAMES = """
 tench; goldfish; great white shark; tiger shark; hammerhead; electric ray; stingray; cock; hen;

@@ -1,0 +1,45 @@
+"""The step that draws what the networks want to see and what their first layers see."""
+
+from kfp import dsl
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, packages_to_install=[], install_kfp_package=False)
+def visualise_model(
+    dataset: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    backbone_weights: str,
+    ideal_classes: str,
+    steps: int,
+    seed: int,
+    visuals: dsl.Output[dsl.Artifact],
+):
+    """Draw ideal pictures of classes and the feature maps of a test picture.
+
+    Args:
+        dataset: written by download_data.
+        model: written by fine_tune.
+        backbone_weights: where the ImageNet classifier comes from: imagenet, an http(s) address or a
+            file; none leaves its pictures out.
+        ideal_classes: ImageNet classes to draw, comma-separated, such as "Siamese cat, zebra".
+        steps: gradient steps for each of them, at least 1; the model's own classes take half.
+        seed: fixes the noise that pictures start from and the choice of the test picture.
+        visuals: visuals.json and its JPEGs.
+    """
+    from graftflow.files import atomic_directory
+    from graftflow.visualisation import write_visuals
+
+    names = [name.strip() for name in ideal_classes.split(",") if name.strip()]
+    with atomic_directory(visuals.path) as folder:
+        found = write_visuals(
+            folder,
+            model_path=model.path,
+            dataset_path=dataset.path,
+            backbone_weights=backbone_weights,
+            ideal_classes=names,
+            steps=steps,
+            seed=seed,
+        )
+    visuals.metadata["ideal_pictures"] = len(found["ideal"])
+    visuals.metadata["note"] = found["note"]
