@@ -1,0 +1,316 @@
+"""The page's sections about the model: test results, robustness, what the network sees."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from graftflow.report import numbers
+from graftflow.report.artifacts import Artifacts
+from graftflow.report.charts import Axis, Chart, Guide, Series, root_axis
+from graftflow.report.images import Album
+from graftflow.report.sections import MOST_CLASSES, worst_case
+
+MATRIX_CLASSES = 20
+MOST_PAIRS = 12
+MOST_CELLS = 20_000
+MATRIX_LEVELS = 5
+MOST_MISTAKES, MOST_TRIPLETS, MOST_IDEAL, MOST_MAPS = 12, 8, 24, 24
+
+
+def _digits(digits: int) -> Callable[[float | None], str]:
+    def write(value: float | None) -> str:
+        return numbers.NOTHING if value is None else f"{value:.{digits}f}"
+
+    return write
+
+
+# Name in evaluation.json: as shown, how its values are written, what it says.
+_METRICS: dict[str, tuple[str, Callable[[float | None], str], str]] = {
+    "accuracy": (
+        "Accuracy",
+        numbers.percent,
+        "share of pictures whose most likely class is the right one",
+    ),
+    "log_loss": (
+        "Log loss",
+        _digits(3),
+        "how surprised the model is by the truth; lower is better",
+    ),
+    "auc": (
+        "Area under ROC",
+        _digits(4),
+        "chance that a picture of a class outranks one of another; 1 is perfect",
+    ),
+    "calibration_error": (
+        "Calibration error",
+        numbers.percent,
+        "mean gap between the stated probability and the share that is right; lower is better",
+    ),
+}
+
+
+def tests(artifacts: Artifacts, album: Album) -> dict[str, Any]:
+    """Metrics, classes, confusions, curves and the worst mistakes on the test pictures."""
+    evaluation = artifacts["evaluation"]
+    classes, confusion = evaluation["classes"], evaluation["confusion"]
+    wrong = evaluation["pictures"] - sum(row[i] for i, row in enumerate(confusion))
+    rows = [_per_class(name, evaluation["per_class"][name]) for name in classes]
+    if len(rows) > MOST_CLASSES:
+        rows = sorted(rows, key=lambda row: row["order"])[:MOST_CLASSES]
+    return {
+        "pictures": numbers.plural(evaluation["pictures"], "test picture"),
+        "confidence": numbers.short_percent(evaluation.get("confidence", 0.95)),
+        "metrics": [_metric(name, metric) for name, metric in evaluation["metrics"].items()],
+        "per_class": rows,
+        "more_classes": len(classes) - len(rows),
+        "matrix": _matrix(classes, confusion) if len(classes) <= MATRIX_CLASSES else None,
+        "compact": _compact(classes, confusion) if len(classes) > MATRIX_CLASSES else None,
+        "pairs": _pairs(classes, confusion),
+        "roc": _roc(evaluation["roc"], evaluation["metrics"].get("auc")),
+        "calibration": _calibration(evaluation["calibration"]),
+        "wrong": wrong,
+        "mistakes": [
+            {
+                "label": mistake["label"],
+                "predicted": mistake["predicted"],
+                "probability": numbers.percent(mistake["probability"]),
+                "path": mistake["path"],
+                "picture": album.add(
+                    "evaluation", artifacts.file("evaluation", mistake["picture"]), side=320
+                ),
+            }
+            for mistake in evaluation["mistakes"][:MOST_MISTAKES]
+        ],
+    }
+
+
+def _metric(name: str, metric: Mapping[str, Any]) -> dict[str, str]:
+    title, write, meaning = _METRICS.get(name, (name.replace("_", " "), _digits(3), ""))
+    return {
+        "name": title,
+        "value": write(metric["value"]),
+        "interval": numbers.interval(metric, write),
+        "meaning": meaning,
+    }
+
+
+def _per_class(name: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    recall = scores["recall"]["value"]
+    return {
+        "name": name,
+        "support": numbers.count(scores["support"]),
+        "precision": _scored(scores["precision"]),
+        "recall": _scored(scores["recall"]),
+        "order": 2.0 if recall is None else recall,
+    }
+
+
+def _scored(metric: Mapping[str, Any]) -> dict[str, Any]:
+    places = {key: metric.get(key) for key in ("value", "low", "high")}
+    return {
+        "value": numbers.percent(metric["value"]),
+        "interval": "no mistake seen" if metric.get("low") == 1 else numbers.interval(metric),
+        "places": {k: round(100 * v, 1) for k, v in places.items() if v is not None},
+    }
+
+
+def _matrix(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
+    rows = []
+    for i, (name, counts) in enumerate(zip(classes, confusion, strict=True)):
+        total = max(1, sum(counts))
+        cells = [
+            {"count": count, "heat": round(100 * count / total), "right": i == j}
+            for j, count in enumerate(counts)
+        ]
+        rows.append({"name": name, "cells": cells})
+    return {"classes": classes, "rows": rows}
+
+
+def _compact(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Squares of a matrix too large for numbers, in levels of equal shares of a row."""
+    levels: list[list[str]] = [[] for _ in range(MATRIX_LEVELS)]
+    cells = sorted(
+        (
+            (count / max(1, sum(row)), i, j)
+            for i, row in enumerate(confusion)
+            for j, count in enumerate(row)
+            if count
+        ),
+        reverse=True,
+    )
+    for share, i, j in cells[:MOST_CELLS]:
+        level = min(MATRIX_LEVELS - 1, int(share * MATRIX_LEVELS))
+        levels[level].append(f"M{j} {i}h1v1h-1z")
+    return {"side": len(classes), "levels": ["".join(level) for level in levels]}
+
+
+def _pairs(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    pairs = sorted(
+        (
+            (count, count / sum(row), i, j)
+            for i, row in enumerate(confusion)
+            for j, count in enumerate(row)
+            if i != j and count
+        ),
+        key=lambda pair: (-pair[0], -pair[1], pair[2], pair[3]),
+    )
+    return [
+        {
+            "label": classes[i],
+            "predicted": classes[j],
+            "count": numbers.count(count),
+            "share": numbers.percent(share),
+        }
+        for count, share, i, j in pairs[:MOST_PAIRS]
+    ]
+
+
+_WHOLE = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def _roc(roc: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any]:
+    points = list(zip(roc["false_positive_rate"], roc["true_positive_rate"], strict=True))
+    area = f" Area under the curve: {_digits(4)(auc['value'])}." if auc else ""
+    chart = Chart(
+        "ROC",
+        f"ROC curve of {roc['name']}: true positive rate over false positive rate.{area}",
+        Axis("false positive rate", 0.0, 1.0, _WHOLE, numbers.short_percent),
+        Axis("true positive rate", 0.0, 1.0, _WHOLE, numbers.short_percent),
+        (Series(str(roc["name"]), points, dots=False),),
+        (Guide((0.0, 0.0), (1.0, 1.0), ""),),
+    )
+    rows = list(zip(roc["threshold"], *zip(*points, strict=True), strict=True))
+    chosen = sorted({round(i * (len(rows) - 1) / 9) for i in range(10)}) if rows else []
+    return chart.drawing() | {
+        "table": {
+            "head": ["threshold", chart.x.label, chart.y.label],
+            "rows": [[numbers.percent(value) for value in rows[i]] for i in chosen],
+        }
+    }
+
+
+def _calibration(bins: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    largest = max((b["count"] for b in bins), default=1)
+    notes = [
+        f"{numbers.plural(int(b['count']), 'picture')}: stated {numbers.percent(b['confidence'])}, "
+        f"right {numbers.percent(b['accuracy'])}"
+        for b in bins
+    ]
+    return Chart(
+        "Calibration",
+        f"Share of right answers over the stated probability, in bins: {'; '.join(notes)}.",
+        Axis("probability that the model states", 0.0, 1.0, _WHOLE, numbers.short_percent),
+        Axis("share that is right", 0.0, 1.0, _WHOLE, numbers.short_percent),
+        (
+            Series(
+                "a bin of pictures",
+                [(b["confidence"], b["accuracy"]) for b in bins],
+                line=False,
+                notes=notes,
+                sizes=[b["count"] / largest for b in bins],
+            ),
+        ),
+        (Guide((0.0, 0.0), (1.0, 1.0), ""),),
+    ).drawing()
+
+
+def robustness(artifacts: Artifacts, album: Album) -> dict[str, Any]:
+    """Accuracy under attack, and how the attacks look."""
+    adversarial = artifacts["adversarial"]
+    epsilons, attacks = adversarial["epsilons"], adversarial["attacks"]
+    descent = adversarial["descent"]
+    return {
+        "pictures": numbers.plural(adversarial["pictures"], "test picture"),
+        "clean": numbers.percent(adversarial["clean_accuracy"]),
+        "charts": _attack_charts(adversarial) if epsilons and attacks else [],
+        "below_one": any(not all(attack.get("rounded", [True])) for attack in attacks),
+        "targeted": any(attack["targeted"] for attack in attacks),
+        "descent": {
+            "target": descent["target"],
+            "success": numbers.percent(descent["success"]),
+            "reached": descent["success"] > 0,
+            "mean_linf": f"{descent['mean_linf']:.2g}/255",
+            "pictures": descent.get("pictures"),
+            "steps": descent.get("steps"),
+            "probability": numbers.percent(descent.get("probability")),
+        },
+        "triplets": [
+            {
+                "attack": triplet["attack"],
+                "epsilon": numbers.epsilon(triplet["epsilon"]),
+                "label": triplet["label"],
+                "before": triplet["original"]["label"],
+                "before_probability": numbers.percent(triplet["original"]["probability"]),
+                "after": triplet["adversarial"]["label"],
+                "after_probability": numbers.percent(triplet["adversarial"]["probability"]),
+                "picture": album.add(
+                    "adversarial", artifacts.file("adversarial", triplet["file"]), side=1008
+                ),
+            }
+            for triplet in adversarial["triplets"][:MOST_TRIPLETS]
+        ],
+    }
+
+
+def _attack_charts(adversarial: Mapping[str, Any]) -> list[dict[str, Any]]:
+    epsilons, clean = adversarial["epsilons"], adversarial["clean_accuracy"]
+    x = root_axis("ε, the most that a channel may change, in 1/255", epsilons, lambda e: f"{e:g}")
+    y = Axis("accuracy", 0.0, 1.0, _WHOLE, numbers.short_percent)
+    start = [] if 0 in epsilons else [(0.0, clean)]
+    worst = [*start, *zip(epsilons, worst_case(adversarial), strict=True)]
+    accuracy, success = [Series("worst case", worst, colour=4, wide=True)], []
+    for colour, attack in enumerate(adversarial["attacks"]):
+        targeted = attack["targeted"]
+        name = attack["name"] + (", targeted" if targeted else "")
+        points = [*([] if targeted else start), *zip(epsilons, attack["accuracy"], strict=True)]
+        accuracy.append(Series(name, points, colour, targeted))
+        points = list(zip(epsilons, attack["success"], strict=True))
+        success.append(Series(name, points, colour, targeted))
+    said = ", ".join(f"{numbers.percent(a)} at {numbers.epsilon(e)}" for e, a in worst)
+    return [
+        Chart("Accuracy", f"Accuracy over ε. Worst case: {said}.", x, y, accuracy).drawing(),
+        Chart(
+            "Success of the attack",
+            "Share of attacked pictures for which each attack reached its aim, over ε.",
+            x,
+            Axis("success", 0.0, 1.0, _WHOLE, numbers.short_percent),
+            success,
+        ).drawing(),
+    ]
+
+
+def visuals(artifacts: Artifacts, album: Album) -> dict[str, Any]:
+    """Ideal images and feature maps."""
+    said = artifacts["visuals"]
+
+    def add(row: Mapping[str, Any], side: int) -> int:
+        return album.add("visuals", artifacts.file("visuals", row["file"]), side)
+
+    picture = said.get("picture")
+    return {
+        "note": said.get("note") or "",
+        "ideal": [
+            {
+                "name": row["class"],
+                "network": row["network"],
+                "probability": numbers.percent(row["probability"]),
+                "steps": numbers.count(row["steps"]),
+                "picture": add(row, 300),
+            }
+            for row in said["ideal"][:MOST_IDEAL]
+        ],
+        "maps": [
+            {
+                "layer": row["layer"],
+                "shape": " × ".join(str(side) for side in row["shape"]),
+                "picture": add(row, 640),
+            }
+            for row in said["feature_maps"][:MOST_MAPS]
+        ],
+        "source": {
+            "label": picture["label"],
+            "path": picture["path"],
+            "picture": add(picture, 320),
+        }
+        if picture
+        else None,
+    }

@@ -1,0 +1,308 @@
+"""The page's sections about the run: verdict, data, training, use. Each returns what the template shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graftflow.report import numbers
+from graftflow.report.artifacts import Artifacts
+from graftflow.report.charts import (
+    Axis,
+    Chart,
+    Guide,
+    Series,
+    count_axis,
+    log_axis,
+    percent_axis,
+    power_of_ten,
+)
+from graftflow.report.images import Album
+
+SPLITS = ("train", "validation", "test")
+MOST_CLASSES = 200
+MOST_LEFT_OUT = 20
+
+
+def verdict(artifacts: Artifacts, min_accuracy: float) -> dict[str, Any]:
+    """What a person sees first: accuracy, gate, model, robustness, version."""
+    evaluation, model = artifacts["evaluation"], artifacts["model"]
+    accuracy, classes = evaluation["metrics"]["accuracy"], evaluation["classes"]
+    passed = accuracy["value"] >= min_accuracy
+    reached, asked = numbers.percents_apart(accuracy["value"], min_accuracy)
+    few = len(classes) <= 3 and sum(map(len, classes)) <= 30
+    return {
+        "title": f"{numbers.names(classes) if few else numbers.plural(len(classes), 'class')} "
+        f"told apart with {numbers.percent(accuracy['value'])} accuracy",
+        "accuracy": numbers.percent(accuracy["value"]),
+        "interval": numbers.interval(accuracy),
+        "confidence": numbers.short_percent(evaluation.get("confidence", 0.95)),
+        "pictures": numbers.plural(evaluation["pictures"], "test picture"),
+        "passed": passed,
+        "gate": f"{reached} is {'at least' if passed else 'below'} the {asked} asked for",
+        "asked": asked,
+        "gauge": _gauge(accuracy, min_accuracy),
+        "note": artifacts["dataset"]["note"],
+        "tuned": model["chosen"] == "fine-tuned",
+        "unfrozen": numbers.plural(model["unfrozen_blocks"], "block"),
+        "backbone": artifacts["saved_model"]["backbone"]["name"],
+        "classes": numbers.plural(len(classes), "class"),
+        "all_pictures": numbers.plural(
+            sum(sum(split.values()) for split in artifacts["dataset"]["counts"].values()), "picture"
+        ),
+        "version": str(artifacts["saved_model"]["version"]),
+        "robustness": _robustness(artifacts["adversarial"]),
+    }
+
+
+def worst_case(adversarial: Mapping[str, Any]) -> list[float]:
+    """Return accuracy at each ε under the best of all attacks."""
+    if worst := adversarial.get("worst_case"):
+        return list(worst["accuracy"])
+    curves = [attack["accuracy"] for attack in adversarial["attacks"] if not attack["targeted"]]
+    return [min(values) for values in zip(*curves, strict=True)]
+
+
+def _robustness(adversarial: Mapping[str, Any]) -> dict[str, str] | None:
+    """Accuracy at the smallest change that a picture of 8 bits can hold, else at the largest ε."""
+    pairs = list(zip(adversarial["epsilons"], worst_case(adversarial), strict=True))
+    if not pairs:
+        return None
+    epsilon, accuracy = next((pair for pair in pairs if pair[0] >= 1), pairs[-1])
+    return {
+        "epsilon": numbers.epsilon(epsilon),
+        "accuracy": numbers.percent(accuracy),
+        "clean": numbers.percent(adversarial["clean_accuracy"]),
+        "pictures": numbers.plural(adversarial["pictures"], "picture"),
+    }
+
+
+def _gauge(accuracy: Mapping[str, Any], min_accuracy: float) -> dict[str, Any]:
+    """Places, in percent of its width, on a scale from a round number below everything to 100 %."""
+    value = accuracy["value"]
+    low = value if accuracy["low"] is None else accuracy["low"]
+    high = value if accuracy["high"] is None else accuracy["high"]
+    axis = percent_axis("", [low, min_accuracy - 0.01, value], numbers.short_percent)
+    places = {
+        name: round(100 * axis.place(v), 2)
+        for name, v in (("low", low), ("high", high), ("value", value), ("gate", min_accuracy))
+    }
+    ticks = [{"at": round(100 * axis.place(t), 2), "label": axis.write(t)} for t in axis.ticks]
+    return {**places, "ticks": ticks}
+
+
+def data(artifacts: Artifacts, album: Album) -> dict[str, Any]:
+    """The data set, what its audit found and what it looks like."""
+    dataset, left_out = artifacts["dataset"], artifacts.left_out()
+    audit, counts = dataset["audit"], dataset["counts"]
+    classes = artifacts["evaluation"]["classes"]
+    rows = [_class_counts(name, counts) for name in classes]
+    largest, smallest = (f(row["total"] for row in rows) for f in (max, min))
+    shown = sorted(rows, key=lambda r: r["total"])[:MOST_CLASSES] if len(rows) > MOST_CLASSES else rows
+    for row in rows:
+        row["share"] = round(100 * row["total"] / max(1, largest), 1)
+    conversions = audit.get("conversions") or {}
+    return {
+        "source": dataset["source"],
+        "note": dataset["note"],
+        "splits": SPLITS,
+        "classes": numbers.plural(len(rows), "class"),
+        "rows": shown,
+        "more_rows": len(rows) - len(shown),
+        "totals": [sum(counts[split].values()) for split in SPLITS],
+        "total": sum(row["total"] for row in rows),
+        "balance": _balance(smallest, largest),
+        "audit": {
+            "pictures": numbers.count(audit["pictures"]),
+            "left_out": numbers.count(audit["left_out"]),
+            "duplicates": numbers.count(audit["duplicates"]),
+            "converted": numbers.count(audit["converted"]),
+            "conversions": [f"{what}: {numbers.count(n)}" for what, n in conversions.items()],
+            "formats": [f"{what}: {numbers.count(n)}" for what, n in audit["formats"].items()],
+            "widths": _range(audit["widths"]),
+            "heights": _range(audit["heights"]),
+        },
+        "left_out": left_out[:MOST_LEFT_OUT],
+        "more_left_out": max(0, len(left_out) - MOST_LEFT_OUT),
+        "contact_sheet": album.add("dataset", artifacts.file("dataset", "contact_sheet.jpg"), side=1800),
+    }
+
+
+def _class_counts(name: str, counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    found = [counts[split].get(name, 0) for split in SPLITS]
+    return {"name": name, "counts": found, "total": sum(found)}
+
+
+def _balance(smallest: int, largest: int) -> str:
+    if smallest == largest:
+        return f"Every class has {numbers.plural(largest, 'picture')}."
+    ratio = f"{largest / smallest:.1f} times as many pictures as" if smallest else "pictures, unlike"
+    return f"The largest class ({largest:,}) has {ratio} the smallest ({smallest:,})."
+
+
+def _range(sizes: Mapping[str, float]) -> str:
+    low, middle, high = (numbers.count(sizes[name]) for name in ("minimum", "median", "maximum"))
+    return f"{low} px, all alike" if low == high else f"{low} to {high} px, median {middle}"
+
+
+def training(artifacts: Artifacts) -> dict[str, Any]:
+    """How the head was fitted and whether fine-tuning made it better."""
+    head, model = artifacts["head"], artifacts["model"]
+    tuned = model.get("fine_tuned")
+    rows = [("Linear head on the frozen backbone", model["head"], model["chosen"] == "head")]
+    if tuned:
+        label = f"Last {numbers.plural(model['unfrozen_blocks'], 'block')} fine-tuned"
+        rows.append((label, tuned, model["chosen"] == "fine-tuned"))
+    return {
+        "strengths": numbers.plural(len(head["path"]), "strength"),
+        "chosen_c": power_of_ten(head["chosen_c"]),
+        "path": _path_charts(head["path"], head["chosen_c"]),
+        "rows": [
+            {
+                "name": name,
+                "accuracy": numbers.percent(scores["accuracy"]),
+                "log_loss": numbers.decimal(scores["log_loss"]),
+                "delivered": delivered,
+            }
+            for name, scores, delivered in rows
+        ],
+        "outcome": _outcome(model, tuned),
+        "history": _history_charts(model) if model["history"] else [],
+    }
+
+
+def _outcome(model: Mapping[str, Any], tuned: Mapping[str, Any] | None) -> str:
+    if not tuned:
+        return "The backbone was not fine-tuned: the linear head is what is delivered."
+    before, after = (numbers.decimal(s["log_loss"]) for s in (model["head"], tuned))
+    change = f"log loss on the validation pictures went from {before} to {after}"
+    if model["chosen"] == "fine-tuned":
+        return f"Fine-tuning helped: {change}, so the fine-tuned network is delivered."
+    return f"Fine-tuning did not help: {change}, so the head was kept and is what is delivered."
+
+
+def _path_charts(path: Sequence[Mapping[str, float]], chosen: float) -> list[dict[str, Any]]:
+    strengths = [point["c"] for point in path]
+    losses = [point[key] for point in path for key in ("train_log_loss", "validation_log_loss")]
+    accuracies = [point["validation_accuracy"] for point in path]
+    x = log_axis("C, the inverse strength of the penalty", strengths, power_of_ten)
+    loss_axis = log_axis("log loss", losses, _plain)
+    accuracy_axis = percent_axis("validation accuracy", accuracies, numbers.short_percent)
+    written = power_of_ten(chosen)
+    best = next(point for point in path if point["c"] == chosen)
+
+    def mark(y: Axis) -> tuple[Guide]:
+        return (Guide((chosen, y.low), (chosen, y.high), "chosen"),)
+
+    return [
+        Chart(
+            "Log loss",
+            f"Log loss of the training and validation pictures over C. Chosen: C = {written}, "
+            f"validation log loss {numbers.decimal(best['validation_log_loss'])}.",
+            x,
+            loss_axis,
+            (
+                _line("training", path, "c", "train_log_loss", colour=1, dashed=True),
+                _line("validation", path, "c", "validation_log_loss"),
+            ),
+            mark(loss_axis),
+        ).drawing(),
+        Chart(
+            "Accuracy",
+            f"Validation accuracy over C. Chosen: C = {written}, "
+            f"{numbers.percent(best['validation_accuracy'])}.",
+            x,
+            accuracy_axis,
+            (_line("validation", path, "c", "validation_accuracy"),),
+            mark(accuracy_axis),
+        ).drawing(),
+    ]
+
+
+def _history_charts(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    history, before = model["history"], model["head"]
+    epochs = [row["epoch"] for row in history]
+    x = count_axis("epoch", epochs)
+    losses = [row[key] for row in history for key in ("train_loss", "validation_log_loss")]
+    accuracies = [row["validation_accuracy"] for row in history]
+    best = min(history, key=lambda row: row["validation_log_loss"])
+
+    def level(value: float) -> tuple[Guide]:
+        return (Guide((x.low, value), (x.high, value), "head alone, validation"),)
+
+    return [
+        Chart(
+            "Log loss",
+            f"Training and validation loss over {len(epochs)} epochs; the validation loss is lowest "
+            f"after epoch {best['epoch']}: {numbers.decimal(best['validation_log_loss'])}.",
+            x,
+            log_axis("log loss", [*losses, before["log_loss"]], _plain),
+            (
+                _line("training", history, "epoch", "train_loss", colour=1, dashed=True),
+                _line("validation", history, "epoch", "validation_log_loss"),
+            ),
+            level(before["log_loss"]),
+        ).drawing(),
+        Chart(
+            "Accuracy",
+            f"Validation accuracy over {len(epochs)} epochs, from "
+            f"{numbers.percent(accuracies[0])} to {numbers.percent(accuracies[-1])}; the head alone "
+            f"has {numbers.percent(before['accuracy'])}.",
+            x,
+            percent_axis("validation accuracy", [*accuracies, before["accuracy"]], numbers.short_percent),
+            (_line("validation", history, "epoch", "validation_accuracy"),),
+            level(before["accuracy"]),
+        ).drawing(),
+    ]
+
+
+def _line(
+    name: str,
+    rows: Sequence[Mapping[str, float]],
+    x: str,
+    y: str,
+    *,
+    colour: int = 0,
+    dashed: bool = False,
+) -> Series:
+    return Series(name, [(row[x], row[y]) for row in rows], colour, dashed)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
+def provenance(artifacts: Artifacts) -> dict[str, Any]:
+    """Versions, seeds and digests, and what does not fit together."""
+    dataset, exported = artifacts["dataset"], artifacts["saved_model"]
+    backbone = exported["backbone"]
+    rows = [
+        ("Data", dataset["source"]),
+        ("Digest of the data's manifest", dataset["digest"]),
+        ("Seed", str(dataset["seed"])),
+        ("Backbone", f"{backbone['name']}, {backbone['input_size']} × {backbone['input_size']} px"),
+        ("Weights", str(backbone["weights"])),
+        ("SHA-256 of the weights", str(backbone["weights_sha256"] or numbers.NOTHING)),
+        ("Preprocessing", backbone["preprocessing"]),
+        ("Keras", backbone["keras"]),
+        ("Version of the exported model", str(exported["version"])),
+        ("SHA-256 of the exported model", exported["sha256"]),
+    ]
+    return {"rows": rows, "doubts": _doubts(artifacts)}
+
+
+def _doubts(artifacts: Artifacts) -> list[str]:
+    """Artifacts that come from different runs would make the page tell a story that never was."""
+    digest, backbone = artifacts["dataset"]["digest"], artifacts["saved_model"]["backbone"]
+    doubts = [
+        f"The {name} artifact was made from another data set than the one shown here."
+        for name in ("features", "head")
+        if artifacts[name].get("dataset_digest", digest) != digest
+    ]
+    doubts += [
+        f"The {name} artifact has another backbone than the exported model."
+        for name in ("features", "head", "model")
+        if artifacts[name].get("backbone", backbone) != backbone
+    ]
+    classes = artifacts["evaluation"]["classes"]
+    if artifacts["saved_model"].get("classes", classes) != classes:
+        doubts.append("The exported model has other classes than the ones evaluated here.")
+    return doubts
