@@ -30,14 +30,14 @@ class RunConsole:
     """
 
     def __init__(self, file: TextIO) -> None:
+        self._step, self._started, self._said = "", 0.0, 0.0
+        self._label, self._done, self._total, self._unit = "", 0, 0, ""
         self.console = Console(file=file, highlight=False)
         if not self.console.is_terminal:
             self.console = Console(file=file, highlight=False, width=160)
         self._live = Live(console=self.console, refresh_per_second=8, transient=True,
                           get_renderable=self._draw, redirect_stdout=False,
                           redirect_stderr=False)  # fmt: skip
-        self._step, self._started, self._said = "", 0.0, 0.0
-        self._label, self._done, self._total, self._unit = "", 0, 0, ""
 
     def __enter__(self) -> "RunConsole":
         if self.console.is_terminal:
