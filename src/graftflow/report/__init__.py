@@ -53,7 +53,7 @@ def write_report(
     room = MOST_BYTES - len(bare.encode("utf-8")) - 8 * len(album.pictures)
     page = template.render(**view, pictures=encode_within(album.pictures, room))
     with atomic_file(destination) as aside:
-        aside.write_text(page, encoding="utf-8")
+        aside.write_text(page.lstrip(), encoding="utf-8")
 
 
 def _view(artifacts: Artifacts, album: Album, min_accuracy: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WIDTH, HEIGHT = 460, 290
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 18, 46
+LEFT, RIGHT, TOP, BOTTOM = 72, 16, 18, 46
 MOST_ROWS = 40
 
 Point = tuple[float, float]
@@ -162,6 +162,8 @@ def log_axis(label: str, values: Iterable[float], write: Callable[[float], str])
     steps = (1.0,) if high - low > 2.5 else (1.0, 3.0) if high - low > 1.2 else (1.0, 2.0, 5.0)
     decades = range(math.floor(low), math.ceil(high) + 1, max(1, round((high - low) / 6)))
     ticks = [m * 10.0**d for d in decades for m in steps if low <= math.log10(m * 10.0**d) <= high]
+    if len(ticks) < 2:
+        ticks = sorted({min(found), max(found)})
     return Axis(label, 10.0**low, 10.0**high, ticks, write, math.log10)
 
 

@@ -30,7 +30,7 @@ def percents_apart(first: float, round_one: float) -> tuple[str, str]:
     for digits in range(1, 7):
         exact = abs(100 * second - float(f"{100 * second:.4g}")) < 1e-9
         pair = percent(first, digits), short_percent(second) if exact else percent(second, digits)
-        if first == second or pair[0] != pair[1]:
+        if first == second or round(100 * first, digits) != round(100 * second, digits):
             return pair
     return repr(first), repr(second)
 
