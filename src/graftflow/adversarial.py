@@ -1,7 +1,7 @@
 """The ``adversarial`` artifact: how often a classifier is fooled, by what, and how that looks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,15 @@ def write_adversarial(
     pictures = _load(logits_of, Path(dataset_path), num_pictures, target, model.input_shape[1], seed)
 
     rounded = [whole_levels(epsilon) > 0 for epsilon in radii]
-    progress = Progress("adversarial attacks", total=4 * len(radii) + 1, unit="runs")
+    aims = (False,) if len(classes) == 2 else (False, True)
+    progress = Progress("adversarial attacks", total=2 * len(aims) * len(radii) + 1, unit="runs")
     curves = [
         _curve(logits_of, pictures, radii, steps, seed, name, targeted, progress)
-        for targeted in (False, True)
+        for targeted in aims
         for name in ("FGSM", "PGD")
     ]
+    if len(classes) == 2:
+        curves += [_turned_round(curve, pictures) for curve in curves]
     fooled = np.logical_or.reduce([curve.wrong for curve in curves])
     worst = np.logical_or.accumulate(fooled, axis=0)
     result = {
@@ -235,6 +238,13 @@ def _curve(
         reacheds.append(done)
         progress.advance()
     return _Curve(name, targeted, base, attacked, np.array(wrongs), np.array(reacheds), first)
+
+
+def _turned_round(curve: _Curve, pictures: _Pictures) -> _Curve:
+    """Of two classes, away from one is towards the other: there is nothing to compute again."""
+    base = pictures.labels != pictures.targets
+    attacked = base & pictures.right
+    return replace(curve, targeted=True, base=base, attacked=attacked, reached=curve.reached & attacked)
 
 
 def _attack(

@@ -32,7 +32,7 @@ def logits_model(model: keras.Model) -> keras.Model:
     names = [layer.name for layer in model.layers]
     if "logits" not in names:
         raise InputError(f"a classifier must have a layer named 'logits'. Received: {names}.")
-    return keras.Model(model.input, model.get_layer("logits").output, name="logits_of")
+    return keras.Model(model.inputs[0], model.get_layer("logits").output, name="logits_of")
 
 
 def log_odds_against(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

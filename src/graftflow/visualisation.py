@@ -22,8 +22,9 @@ from graftflow.training import load_classifier
 _COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.46195
 # The two axes of colour reach what a photograph has only with this factor (looked at).
 _COLOURFULNESS = (1.0, 1.5, 1.5)
-_CONTRAST, _LEARNING_RATE, _SMOOTHNESS = 1.5, 0.03, 50.0
-_ZOOMS, _RADIANS, _PIXELS = (0.9, 1.1), 0.1, 8 / 224
+_CONTRAST, _LEARNING_RATE, _LOGIT, _SMOOTHNESS = 1.5, 0.04, 0.3, 60.0
+# Zooming in as far as 0.7 is what makes whole animals appear; moves are a fraction of the side.
+_ZOOMS, _RADIANS, _MOVE = (0.7, 1.1), 0.1, 16 / 224
 
 _MAP_LAYERS, _MAP_ROWS, _MAP_COLUMNS, _MAP_SIDE, _GAP = 4, 4, 8, 56, 2
 _JPEG_BYTES = 60_000
@@ -106,7 +107,7 @@ def draw_ideal(
 ) -> Array:
     """Draw, from noise, pictures that a classifier is sure of (Olah et al. 2017).
 
-    Adam ascends log p + logit − 50 · total variation, of the picture turned, zoomed and moved a
+    Adam ascends log p + 0.3 · logit − 60 · total variation, of the picture turned, zoomed and moved a
     little at random in each step, in the coordinates of its Fourier transform divided by frequency
     and of uncorrelated colours: without them the pictures are garish noise.
 
@@ -134,7 +135,7 @@ def draw_ideal(
             logits = logits_of(_transformed(pixels, transform))
             own = tf.gather(logits, labels, batch_dims=1)
             cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = cross_entropy - own + _SMOOTHNESS * attacks.total_variation(pixels)
+            loss = cross_entropy - _LOGIT * own + _SMOOTHNESS * attacks.total_variation(pixels)
         optimizer.apply(tape.gradient(loss, [spectrum]), [spectrum])
 
     generator = np.random.default_rng(seed)
@@ -224,7 +225,7 @@ def _pixels_of(spectrum: tf.Tensor, size: int) -> tf.Tensor:
 def _random_transform(generator: np.random.Generator, size: int) -> Array:
     """Return a small random turn, zoom and move about the centre, as a projective transform."""
     angle, zoom = generator.uniform(-_RADIANS, _RADIANS), generator.uniform(*_ZOOMS)
-    right, down = generator.uniform(-_PIXELS * size, _PIXELS * size, 2)
+    right, down = generator.uniform(-_MOVE * size, _MOVE * size, 2)
     cosine, sine, centre = zoom * np.cos(angle), zoom * np.sin(angle), size / 2
     return np.array(
         [
