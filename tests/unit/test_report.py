@@ -116,7 +116,7 @@ def test_every_section_shows_the_figures_of_its_artifacts(run: Run) -> None:
             "worst case FGSM PGD, targeted",
             "0.5 62.5 % 75 % 70 %",
             "cat, 98.7 % → dog, 86.4 % PGD at ε = 1/255; true class cat",
-            "by 50 steps , made 87.5 % of 8 pictures look like the class after the label",
+            "by 50 steps, made 87.5 % of 8 pictures look like the class after the label",
             "5.2/255",
             "Radii below 1/255",
         ],
