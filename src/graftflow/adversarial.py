@@ -221,6 +221,10 @@ def _curve(
     wrongs, reacheds = [], []
     predicted = pictures.probabilities.argmax(axis=1)
     clean, done, was_rounded = predicted.copy(), np.zeros_like(attacked), False
+    signs = np.zeros_like(pictures.pixels)
+    if name == "FGSM" and attacked.any():
+        gradient = partial(attacks.signed_gradient, logits_of, targeted=targeted)
+        signs[attacked] = _in_batches(gradient, pictures.pixels[attacked], labels[attacked])
     for epsilon in radii:
         rounded = whole_levels(epsilon) > 0
         # What float pixels achieved says nothing about pictures of 8 bits.
@@ -229,7 +233,7 @@ def _curve(
         todo = np.flatnonzero(attacked & ~done)
         if len(todo):
             run = partial(_attack, logits_of, name, targeted, epsilon, steps, seed)
-            found = _in_batches(run, pictures.pixels[todo], labels[todo])
+            found = _in_batches(run, pictures.pixels[todo], labels[todo], signs[todo])
             predicted[todo] = _predict(logits_of, found).argmax(axis=1)
             done = attacked & ((predicted == labels) == targeted)
             if rounded:
@@ -256,6 +260,7 @@ def _attack(
     seed: int,
     pixels: Array,
     labels: Array,
+    signs: Array,
 ) -> Any:
     eight_bits = whole_levels(epsilon) > 0
     if name == "PGD":
@@ -269,7 +274,7 @@ def _attack(
             targeted=targeted,
             eight_bits=eight_bits,
         )
-    found = attacks.fgsm(logits_of, pixels, labels, epsilon=epsilon, targeted=targeted)
+    found = attacks.fgsm(logits_of, pixels, labels, epsilon=epsilon, targeted=targeted, signs=signs)
     return attacks.round_to_eight_bits(found, pixels, epsilon) if eight_bits else found
 
 

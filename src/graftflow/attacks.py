@@ -77,6 +77,14 @@ def predict_logits(logits_of: Logits, pixels: tf.Tensor) -> tf.Tensor:
     return logits_of(pixels)
 
 
+def signed_gradient(
+    logits_of: Logits, pixels: tf.Tensor, labels: tf.Tensor, *, targeted: bool = False
+) -> tf.Tensor:
+    """Return + sign ∇ₓ L, away from the label, or − sign ∇ₓ L, towards the target; −1, 0 or 1."""
+    sign = tf.sign(loss_gradient(logits_of, pixels, labels))
+    return -sign if targeted else sign
+
+
 def fgsm(
     logits_of: Logits,
     pixels: tf.Tensor,
@@ -84,6 +92,7 @@ def fgsm(
     *,
     epsilon: float,
     targeted: bool = False,
+    signs: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """Take one step of ε along the sign of the gradient (Goodfellow et al. 2015, section 4).
 
@@ -95,13 +104,16 @@ def fgsm(
         labels: ``int64 (n,)``: the true classes, or with ``targeted`` the classes to be predicted.
         epsilon: L-infinity radius, in [0, 1].
         targeted: whether ``labels`` are targets.
+        signs: what :func:`signed_gradient` returned for these pictures, if it is known already:
+            it is the same for every ε.
 
     Raises:
         InputError: where ε or a label is out of range.
     """
     pixels, labels = _checked(logits_of, pixels, labels, epsilon)
-    sign = tf.sign(loss_gradient(logits_of, pixels, labels))
-    return _project(pixels + _towards(targeted) * epsilon * sign, pixels, epsilon)
+    if signs is None:
+        signs = signed_gradient(logits_of, pixels, labels, targeted=targeted)
+    return _project(pixels + epsilon * signs, pixels, epsilon)
 
 
 def pgd(
@@ -147,12 +159,12 @@ def pgd(
     def sent(adversarial: tf.Tensor, original: tf.Tensor) -> tf.Tensor:
         return round_to_eight_bits(adversarial, original, epsilon) if eight_bits else adversarial
 
-    noise = tf.random.stateless_uniform(tf.shape(pixels), (seed, 0), -epsilon, epsilon)
+    noise = tf.random.stateless_uniform(tf.shape(pixels), tf.constant((seed, 0), tf.int64), -epsilon, epsilon)
     adversarial = _project(pixels + noise, pixels, epsilon)
     left = tf.range(tf.shape(pixels)[0])  # pictures not fooled yet
     for _ in range(steps):
         x, original, label = (tf.gather(t, left) for t in (adversarial, pixels, labels))
-        x += _towards(targeted) * alpha * tf.sign(loss_gradient(logits_of, x, label))
+        x += alpha * signed_gradient(logits_of, x, label, targeted=targeted)
         x = _project(x, original, epsilon)
         adversarial = tf.tensor_scatter_nd_update(adversarial, left[:, None], x)
         predicted = tf.argmax(predict_logits(logits_of, sent(x, original)), axis=1)
@@ -239,11 +251,6 @@ def round_to_eight_bits(adversarial: tf.Tensor, original: tf.Tensor, epsilon: fl
     levels = float(whole_levels(epsilon))
     rounded = tf.clip_by_value(tf.round(adversarial * 255.0), centre - levels, centre + levels)
     return tf.clip_by_value(rounded, 0.0, 255.0) / 255.0
-
-
-def _towards(targeted: bool) -> float:
-    """+1 away from the label, −1 towards the target."""
-    return -1.0 if targeted else 1.0
 
 
 def _project(x: tf.Tensor, centre: tf.Tensor, epsilon: float) -> tf.Tensor:

@@ -124,7 +124,7 @@ def draw_ideal(
     """
     labels = tf.constant(list(classes), tf.int64)
     shape = (2, len(classes), 3, size, size // 2 + 1)
-    spectrum = tf.Variable(0.01 * tf.random.stateless_normal(shape, (seed, 0)))
+    spectrum = tf.Variable(0.01 * tf.random.stateless_normal(shape, tf.constant((seed, 0), tf.int64)))
     optimizer = keras.optimizers.Adam(_LEARNING_RATE)
     optimizer.build([spectrum])
 

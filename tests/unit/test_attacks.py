@@ -183,8 +183,18 @@ def test_the_same_seed_gives_the_same_pictures_and_another_does_not(
             logits_of, pixels, targets, epsilon=2 / 255, steps=2, seed=seed, targeted=True
         ).numpy()
 
-    assert np.array_equal(run(3), run(3))
+    assert np.array_equal(run(2**63 - 1), run(2**63 - 1))
     assert not np.array_equal(run(3), run(4))
+
+
+def test_fgsm_can_share_its_gradient_between_radii(
+    logits_of: keras.Model, pixels: np.ndarray, targets: np.ndarray
+) -> None:
+    signs = attacks.signed_gradient(logits_of, pixels, targets, targeted=True)
+    for epsilon in EPSILONS:
+        alone = attacks.fgsm(logits_of, pixels, targets, epsilon=epsilon, targeted=True)
+        shared = attacks.fgsm(logits_of, pixels, targets, epsilon=epsilon, targeted=True, signs=signs)
+        assert np.array_equal(alone, shared)
 
 
 def test_a_batch_is_attacked_picture_by_picture(
