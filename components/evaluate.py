@@ -38,17 +38,13 @@ def evaluate(
             folder, saved_model_path=saved_model.path, dataset_path=dataset.path, seed=seed
         )
     figures = {
-        name: metric["value"]
-        for name, metric in summary["metrics"].items()
-        if metric["value"] is not None
+        name: metric["value"] for name, metric in summary["metrics"].items() if metric["value"] is not None
     }
     for name, value in figures.items():
         test_metrics.log_metric(name, value)
     classification.log_confusion_matrix(summary["classes"], summary["confusion"])
     roc = summary["roc"]
-    classification.log_roc_curve(
-        roc["false_positive_rate"], roc["true_positive_rate"], roc["threshold"]
-    )
+    classification.log_roc_curve(roc["false_positive_rate"], roc["true_positive_rate"], roc["threshold"])
     # KFP's cache hits only where the artifacts' files exist.
     write_json(Path(test_metrics.path), figures)
     write_json(Path(classification.path), {"confusion": summary["confusion"], "roc": roc})

@@ -24,9 +24,7 @@ def export_model(
     from graftflow.files import atomic_directory
 
     with atomic_directory(saved_model.path) as folder:
-        summary = write_saved_model(
-            folder, model_path=model.path, dataset_path=dataset.path, version=version
-        )
+        summary = write_saved_model(folder, model_path=model.path, dataset_path=dataset.path, version=version)
     saved_model.metadata.update(
         {
             "framework": "tensorflow",

@@ -27,8 +27,6 @@ def extract_features(
     from graftflow.files import atomic_directory
 
     with atomic_directory(features.path) as folder:
-        summary = write_features(
-            folder, dataset_path=dataset.path, backbone=backbone, weights=weights
-        )
+        summary = write_features(folder, dataset_path=dataset.path, backbone=backbone, weights=weights)
     features.metadata.update(summary["backbone"])
     features.metadata["pictures"] = sum(summary["counts"].values())

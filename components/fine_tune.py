@@ -46,9 +46,7 @@ def fine_tune(
             learning_rate=learning_rate,
             seed=seed,
         )
-    model.metadata.update(
-        {"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]}
-    )
+    model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
     figures = {f"head_{name}": value for name, value in summary["head"].items()}
     for name, value in (summary["fine_tuned"] or {}).items():
         figures[f"fine_tuned_{name}"] = value

@@ -25,9 +25,7 @@ def train_head(
 
     with atomic_directory(head.path) as folder:
         summary = write_head(folder, features_path=features.path)
-    head.metadata.update(
-        {"backbone": summary["backbone"]["name"], "chosen_c": summary["chosen_c"]}
-    )
+    head.metadata.update({"backbone": summary["backbone"]["name"], "chosen_c": summary["chosen_c"]})
     figures = {
         "validation_accuracy": summary["validation_accuracy"],
         "validation_log_loss": summary["validation_log_loss"],

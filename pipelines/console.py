@@ -65,9 +65,7 @@ class RunConsole:
         if not self.console.is_terminal and now - self._said >= 10:
             self._said = now
             elapsed = now - self._started
-            self.console.print(
-                f"  {self._label} {self._done}/{self._total} {self._unit}, {elapsed:.0f} s"
-            )
+            self.console.print(f"  {self._label} {self._done}/{self._total} {self._unit}, {elapsed:.0f} s")
 
     def finished(self, name: str, step: Step, run: Run) -> None:
         """A step has ended, or was taken from the cache."""

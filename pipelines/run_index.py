@@ -83,8 +83,7 @@ def load(folder: str | Path) -> Run:
         return Run(**{**content, "folder": path, "steps": steps})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(
-            f"RUN must be the folder of a run, with a {FILE} (make run makes one). "
-            f"Received: '{folder}'"
+            f"RUN must be the folder of a run, with a {FILE} (make run makes one). Received: '{folder}'"
         ) from error
 
 

@@ -119,14 +119,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(
-            f"The settings file must exist. Received: '{path}' ({error.strerror})"
-        ) from error
+        raise SettingsError(f"The settings file must exist. Received: '{path}' ({error.strerror})") from error
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise SettingsError(
-            f"The settings file must be YAML. Received: '{path}' ({reason})"
-        ) from error
+        raise SettingsError(f"The settings file must be YAML. Received: '{path}' ({reason})") from error
     _check(isinstance(content, dict), "The settings file must hold a mapping", path)
     return dict(content)
 

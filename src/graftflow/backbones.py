@@ -78,16 +78,10 @@ _TABLE = (
     Backbone("resnet50", "ResNet50", 224, 2048, _CAFFE, r"(conv\d_block\d)_", 94.4),
     Backbone("resnet50v2", "ResNet50V2", 224, 2048, _SYMMETRIC, r"(conv\d_block\d)_", 94.3),
     Backbone("mobilenetv2", "MobileNetV2", 224, 1280, _SYMMETRIC, r"(block_\d+)_", 9.0),
-    Backbone(
-        "mobilenetv3small", "MobileNetV3Small", 224, 576, _SYMMETRIC, r"(expanded_conv_\d+)_", 3.76
-    ),
-    Backbone(
-        "mobilenetv3large", "MobileNetV3Large", 224, 960, _SYMMETRIC, r"(expanded_conv_\d+)_", 12.0
-    ),
+    Backbone("mobilenetv3small", "MobileNetV3Small", 224, 576, _SYMMETRIC, r"(expanded_conv_\d+)_", 3.76),
+    Backbone("mobilenetv3large", "MobileNetV3Large", 224, 960, _SYMMETRIC, r"(expanded_conv_\d+)_", 12.0),
     Backbone("efficientnetb0", "EfficientNetB0", 224, 1280, _BYTES, r"(block\d[a-z])_", 16.2),
-    Backbone(
-        "efficientnetv2b0", "EfficientNetV2B0", 224, 1280, _STANDARDISED, r"(block\d[a-z])_", 23.7
-    ),
+    Backbone("efficientnetv2b0", "EfficientNetV2B0", 224, 1280, _STANDARDISED, r"(block\d[a-z])_", 23.7),
 )
 BACKBONES = {backbone.name: backbone for backbone in _TABLE}
 _WITHOUT_OWN_PREPROCESSING = {"MobileNetV3Small", "MobileNetV3Large", "EfficientNetV2B0"}
@@ -166,9 +160,7 @@ def _with_preprocessing(backbone: Backbone, weights: str, *, include_top: bool) 
     facts = preprocessing_of(backbone, weights)
     network = _network(backbone, weights, include_top=include_top)
     pixels = keras.Input((backbone.input_size, backbone.input_size, 3), name="pixels")
-    x = PixelPreprocessing(
-        facts.scale, facts.offset, facts.reverse_channels, name="preprocessing"
-    )(pixels)
+    x = PixelPreprocessing(facts.scale, facts.offset, facts.reverse_channels, name="preprocessing")(pixels)
     x = network(x, training=False)
     if include_top:
         x = keras.layers.Activation("linear", name="logits")(x)

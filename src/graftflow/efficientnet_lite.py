@@ -42,9 +42,7 @@ def _block(x: Any, kernel: int, stride: int, expansion: int, filters: int, name:
     inputs, channels = x, x.shape[-1]
     if expansion > 1:
         x = _conv_bn(x, channels * expansion, 1, 1, f"{name}_expand", relu=True)
-    x = layers.DepthwiseConv2D(
-        kernel, stride, "same", use_bias=False, name=f"{name}_depthwise_conv"
-    )(x)
+    x = layers.DepthwiseConv2D(kernel, stride, "same", use_bias=False, name=f"{name}_depthwise_conv")(x)
     x = layers.ReLU(6.0, name=f"{name}_depthwise_relu")(_batch_norm(f"{name}_depthwise_bn")(x))
     x = _conv_bn(x, filters, 1, 1, f"{name}_project", relu=False)
     if stride == 1 and channels == filters:

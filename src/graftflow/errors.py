@@ -19,6 +19,4 @@ def unknown_name(kind: str, received: str, choices: Iterable[str]) -> InputError
     names = sorted(choices)
     near = get_close_matches(received.lower(), names, n=1, cutoff=0.6)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return InputError(
-        f"{kind} must be one of {', '.join(names)}. Received: '{received}'.{hint}"
-    )
+    return InputError(f"{kind} must be one of {', '.join(names)}. Received: '{received}'.{hint}")

@@ -76,8 +76,7 @@ def summarise(
         "classes": classes,
         "pictures": len(labels),
         "metrics": {
-            name: metrics.with_interval(values, confidence=confidence)
-            for name, values in overall.items()
+            name: metrics.with_interval(values, confidence=confidence) for name, values in overall.items()
         },
         "per_class": per_class,
         "confusion": metrics.confusion_matrix(probabilities, labels),

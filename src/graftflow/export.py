@@ -92,10 +92,7 @@ def write_saved_model(
     version = version or int(time.time())
     source = files.read_json(Path(model_path) / "model.json")
     model = load_classifier(model_path)
-    pictures = [
-        record["image"].numpy()
-        for record in datasets.read_split(dataset_path, "validation").take(4)
-    ]
+    pictures = [record["image"].numpy() for record in datasets.read_split(dataset_path, "validation").take(4)]
     folder = Path(destination) / str(version)
     classes_file = Path(destination) / "classes.txt"
     classes_file.write_text("".join(f"{name}\n" for name in source["classes"]), encoding="utf-8")

@@ -14,6 +14,7 @@ from graftflow.preprocessing import decode
 from graftflow.progress import track
 from graftflow.splits import SPLITS
 
+
 def frozen_function(model: Any, input_size: int) -> Any:
     """Return ``model`` as a function whose weights are constants.
 
@@ -35,9 +36,7 @@ def frozen_function(model: Any, input_size: int) -> Any:
     return lambda pixels: constant(pixels)[0]
 
 
-def pixels_of(
-    dataset_path: str | Path, split: str, input_size: int, *, batch_size: int
-) -> tf.data.Dataset:
+def pixels_of(dataset_path: str | Path, split: str, input_size: int, *, batch_size: int) -> tf.data.Dataset:
     """Read a split as batches of ``{"pixels": float32 (b, s, s, 3) in [0, 1], "label", "path"}``, in its order."""
 
     def decoded(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

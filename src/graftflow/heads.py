@@ -76,6 +76,8 @@ def fit_head(
     if missing:
         raise InputError(f"Each class needs a training picture. Received none for: {missing}")
     mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
+    # float32 is what the features are, and was measured 3 to 15 times faster than float64 at the same result.
+    standardised = ((x - mean) / deviation).astype(np.float32)
     model = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=300, tol=1e-4)
     path: list[dict[str, float]] = []
     best: tuple[float, Any, Any, float] | None = None
@@ -83,8 +85,8 @@ def fit_head(
         with warnings.catch_warnings():
             # A weak penalty on separable features has its optimum far away; validation rejects it anyway.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=c).fit((x - mean) / deviation, y)
-        coefficients, intercept = model.coef_, model.intercept_
+            model.set_params(C=c).fit(standardised, y)
+        coefficients, intercept = model.coef_.astype(np.float64), model.intercept_
         if num_classes == 2:
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
             intercept = np.concatenate([-intercept, intercept]) / 2

@@ -53,9 +53,7 @@ def _rebuild_tensor(
     if min((tensor.offset, *tensor.shape, *tensor.strides)) < 0:
         raise pickle.UnpicklingError("a tensor with a negative size, stride or offset")
     count = int(np.prod(tensor.shape, dtype=object)) if tensor.shape else 1
-    last = tensor.offset + sum(
-        (n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)
-    )
+    last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if count > storage.length or (count and last >= storage.length):
         raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
     return tensor

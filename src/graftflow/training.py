@@ -127,10 +127,7 @@ def _scores(model: Any, batches: Any, input_size: int) -> dict[str, float]:
 
 def is_better(candidate: dict[str, float], incumbent: dict[str, float]) -> bool:
     """Return whether validation prefers ``candidate``: no less accuracy, and a smaller log loss."""
-    return (
-        candidate["accuracy"] >= incumbent["accuracy"]
-        and candidate["log_loss"] < incumbent["log_loss"]
-    )
+    return candidate["accuracy"] >= incumbent["accuracy"] and candidate["log_loss"] < incumbent["log_loss"]
 
 
 def check_settings(*, num_blocks: int, epochs: int, learning_rate: float, batch_size: int) -> None:
@@ -176,9 +173,7 @@ def write_model(
     Raises:
         InputError: for a setting out of range, or weights that are not the head's.
     """
-    check_settings(
-        num_blocks=num_blocks, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
-    )
+    check_settings(num_blocks=num_blocks, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
     head = files.read_json(Path(head_path) / "head.json")
     backbone = head["backbone"]["name"]
     size = int(head["backbone"]["input_size"])
@@ -233,9 +228,7 @@ def write_model(
     return summary
 
 
-def _training_batches(
-    dataset_path: str | Path, size: int, *, batch_size: int, seed: int
-) -> tf.data.Dataset:
+def _training_batches(dataset_path: str | Path, size: int, *, batch_size: int, seed: int) -> tf.data.Dataset:
     """Endless augmented batches of pixels and labels, the same for the same seed."""
     records = datasets.read_split(dataset_path, "train")
     count = datasets.split_size(dataset_path, "train")

@@ -22,7 +22,7 @@ from graftflow.training import load_classifier
 _COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.46195
 # The two axes of colour reach what a photograph has only with this factor (looked at).
 _COLOURFULNESS = (1.0, 1.5, 1.5)
-_CONTRAST, _LEARNING_RATE, _LOGIT, _SMOOTHNESS = 1.5, 0.04, 0.3, 60.0
+_CONTRAST, _LEARNING_RATE, _SMOOTHNESS = 1.5, 0.03, 100.0
 # Zooming in as far as 0.7 is what makes whole animals appear; moves are a fraction of the side.
 _ZOOMS, _RADIANS, _MOVE = (0.7, 1.1), 0.1, 16 / 224
 
@@ -107,7 +107,7 @@ def draw_ideal(
 ) -> Array:
     """Draw, from noise, pictures that a classifier is sure of (Olah et al. 2017).
 
-    Adam ascends log p + 0.3 · logit − 60 · total variation, of the picture turned, zoomed and moved a
+    Adam ascends log p + logit − 100 · total variation, of the picture turned, zoomed and moved a
     little at random in each step, in the coordinates of its Fourier transform divided by frequency
     and of uncorrelated colours: without them the pictures are garish noise.
 
@@ -123,8 +123,10 @@ def draw_ideal(
         ``float32 (n, size, size, 3)`` in [0, 1], contrast stretched to that range.
     """
     labels = tf.constant(list(classes), tf.int64)
-    shape = (2, len(classes), 3, size, size // 2 + 1)
-    spectrum = tf.Variable(0.01 * tf.random.stateless_normal(shape, tf.constant((seed, 0), tf.int64)))
+    shape = (2, 3, size, size // 2 + 1)
+    # Noise of its own for every class: a picture does not depend on which others are drawn with it.
+    noise = [tf.random.stateless_normal(shape, tf.constant((seed, index), tf.int64)) for index in classes]
+    spectrum = tf.Variable(0.01 * tf.stack(noise, axis=1))
     optimizer = keras.optimizers.Adam(_LEARNING_RATE)
     optimizer.build([spectrum])
 
@@ -135,7 +137,7 @@ def draw_ideal(
             logits = logits_of(_transformed(pixels, transform))
             own = tf.gather(logits, labels, batch_dims=1)
             cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = cross_entropy - _LOGIT * own + _SMOOTHNESS * attacks.total_variation(pixels)
+            loss = cross_entropy - own + _SMOOTHNESS * attacks.total_variation(pixels)
         optimizer.apply(tape.gradient(loss, [spectrum]), [spectrum])
 
     generator = np.random.default_rng(seed)

@@ -17,9 +17,7 @@ def nodes_of(path: Path, *, everywhere: bool) -> list[ast.AST]:
     if everywhere:
         return nodes
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    inside = {
-        id(child) for node in nodes if isinstance(node, functions) for child in ast.walk(node)
-    }
+    inside = {id(child) for node in nodes if isinstance(node, functions) for child in ast.walk(node)}
     return [node for node in nodes if id(node) not in inside]
 
 

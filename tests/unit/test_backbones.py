@@ -107,7 +107,9 @@ def test_efficientnetb0_from_a_file_equals_what_keras_builds_for_imagenet(tmp_pa
     network = backbones.build("efficientnetb0", weights="none").get_layer("backbone")
     normalisation = next(x for x in network.layers if isinstance(x, keras.layers.Normalization))
     std = np.array([0.229, 0.224, 0.225])
-    normalisation.set_weights([np.array([0.485, 0.456, 0.406]), std, np.array(0)][: len(normalisation.weights)])
+    normalisation.set_weights(
+        [np.array([0.485, 0.456, 0.406]), std, np.array(0)][: len(normalisation.weights)]
+    )
     path = tmp_path / "b0.weights.h5"
     network.save_weights(path)
     model = backbones.build("efficientnetb0", weights=str(path))

@@ -75,9 +75,7 @@ def test_the_folder_is_what_tensorflow_serving_polls(artifacts) -> None:
             str(folder / "assets.extra" / "tf_serving_warmup_requests")
         ).as_numpy_iterator()
     )
-    requests = [
-        prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records
-    ]
+    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
     assert {r.model_spec.signature_name for r in requests} == {"serving_default", "ranked"}
     assert all(r.inputs["image_bytes"].string_val for r in requests)
     written = files.read_json(artifacts.saved_model / "export.json")
@@ -87,9 +85,7 @@ def test_the_folder_is_what_tensorflow_serving_polls(artifacts) -> None:
 def test_version_zero_is_the_time_of_export(artifacts, tmp_path: Path) -> None:
     import time
 
-    summary = export.write_saved_model(
-        tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset
-    )
+    summary = export.write_saved_model(tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset)
     assert abs(summary["version"] - time.time()) < 120
     assert (tmp_path / str(summary["version"]) / "saved_model.pb").is_file()
     assert not (tmp_path / "classes.txt").exists()
@@ -131,15 +127,11 @@ def test_mistakes_are_the_most_confident_ones_with_their_pictures(artifacts, tmp
     with tf.io.TFRecordWriter(str(next(swapped.glob("test-*.tfrecord")))) as writer:
         for record in original:
             feature = {
-                "image": tf.train.Feature(
-                    bytes_list=tf.train.BytesList(value=[record["image"].numpy()])
-                ),
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[record["image"].numpy()])),
                 "label": tf.train.Feature(
                     int64_list=tf.train.Int64List(value=[(int(record["label"]) + 1) % 3])
                 ),
-                "path": tf.train.Feature(
-                    bytes_list=tf.train.BytesList(value=[record["path"].numpy()])
-                ),
+                "path": tf.train.Feature(bytes_list=tf.train.BytesList(value=[record["path"].numpy()])),
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(example.SerializeToString())

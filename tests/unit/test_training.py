@@ -59,9 +59,7 @@ def test_unfreezing_leaves_normalisation_in_inference_mode() -> None:
     assert not [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
     statistics = [w.numpy() for w in model.get_layer("backbone").non_trainable_weights]
     model(np.random.default_rng(0).random((2, 224, 224, 3), dtype="f4"), training=True)
-    for old, new in zip(
-        statistics, model.get_layer("backbone").non_trainable_weights, strict=True
-    ):
+    for old, new in zip(statistics, model.get_layer("backbone").non_trainable_weights, strict=True):
         np.testing.assert_array_equal(old, new)
 
 
@@ -91,9 +89,10 @@ def test_the_result_is_never_worse_than_the_head_on_validation(artifacts, tmp_pa
 )
 def test_better_means_no_less_accuracy_and_a_smaller_loss(candidate, incumbent, better) -> None:
     names = ("accuracy", "log_loss")
-    assert training.is_better(
-        dict(zip(names, candidate, strict=True)), dict(zip(names, incumbent, strict=True))
-    ) is better
+    assert (
+        training.is_better(dict(zip(names, candidate, strict=True)), dict(zip(names, incumbent, strict=True)))
+        is better
+    )
 
 
 def test_the_same_seed_gives_the_same_model(artifacts, tmp_path: Path) -> None:

@@ -118,6 +118,13 @@ def test_the_same_seed_gives_the_same_pictures(model: Path) -> None:
     assert draw(1).max() == 1
 
 
+def test_a_picture_does_not_depend_on_the_others(model: Path) -> None:
+    logits_of = attacks.logits_model(keras.models.load_model(model / "model.keras"))
+    alone = draw_ideal(logits_of, [2], size=SIDE, steps=3, seed=0)[0]
+    together = draw_ideal(logits_of, [0, 2], size=SIDE, steps=3, seed=0)[1]
+    np.testing.assert_allclose(alone, together, atol=0.02)
+
+
 def test_odd_sides_are_drawn_too(model: Path) -> None:
     drawn = draw_ideal(lambda x: tf.reduce_mean(x, axis=(1, 2)), [2], size=15, steps=20, seed=0)
     assert drawn.shape == (1, 15, 15, 3)

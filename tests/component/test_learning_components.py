@@ -1,0 +1,135 @@
+"""The components between data and report, run as KFP runs them: artifacts in, artifacts, metrics and metadata out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kfp import dsl
+
+from components.evaluate import evaluate
+from components.export_model import export_model
+from components.extract_features import extract_features
+from components.fine_tune import fine_tune
+from components.train_head import train_head
+from graftflow.errors import InputError
+
+
+def output(kind: type, path: Path):
+    return kind(name=path.name, uri=str(path), metadata={})
+
+
+def plain(metadata: dict) -> dict:
+    """What survives KFP's own JSON: numpy numbers and NaN do not."""
+    return json.loads(json.dumps(metadata, allow_nan=False))
+
+
+def test_extract_features_names_its_backbone(artifacts, tmp_path: Path) -> None:
+    features = output(dsl.Dataset, tmp_path / "features")
+    extract_features.python_func(
+        dataset=dsl.Dataset(uri=str(artifacts.dataset)),
+        backbone="efficientnet_lite0",
+        weights="imagenet",
+        features=features,
+    )
+    metadata = plain(features.metadata)
+    assert metadata["name"] == "efficientnet_lite0"
+    assert len(metadata["weights_sha256"]) == 64
+    assert metadata["input_size"] == 224
+    assert metadata["preprocessing"] == "(x-127)/128"
+    assert metadata["pictures"] == 48
+    for split in ("train", "validation", "test"):
+        with (
+            np.load(tmp_path / "features" / f"{split}.npz") as ours,
+            np.load(artifacts.features / f"{split}.npz") as before,
+        ):
+            np.testing.assert_array_equal(ours["features"], before["features"])
+            assert ours["features"].dtype == np.float32
+            assert ours["features"].shape == (len(ours["labels"]), 1280)
+
+
+def test_train_head_logs_its_validation_figures(artifacts, tmp_path: Path) -> None:
+    head, figures = (
+        output(dsl.Model, tmp_path / "head"),
+        output(dsl.Metrics, tmp_path / "head_metrics"),
+    )
+    train_head.python_func(features=dsl.Dataset(uri=str(artifacts.features)), head=head, head_metrics=figures)
+    assert plain(figures.metadata) == json.loads((tmp_path / "head_metrics").read_text())
+    assert 0.5 < figures.metadata["validation_accuracy"] <= 1.0
+    assert head.metadata["backbone"] == "efficientnet_lite0"
+
+
+def test_fine_tune_logs_both_candidates(artifacts, tmp_path: Path) -> None:
+    model, figures = output(dsl.Model, tmp_path / "model"), output(dsl.Metrics, tmp_path / "m")
+    fine_tune.python_func(
+        dataset=dsl.Dataset(uri=str(artifacts.dataset)),
+        head=dsl.Model(uri=str(artifacts.head)),
+        weights="imagenet",
+        num_blocks=1,
+        epochs=1,
+        learning_rate=1e-4,
+        seed=0,
+        model=model,
+        fine_tune_metrics=figures,
+    )
+    assert set(plain(figures.metadata)) == {
+        "head_accuracy",
+        "head_log_loss",
+        "fine_tuned_accuracy",
+        "fine_tuned_log_loss",
+    }
+    assert model.metadata["chosen"] in ("head", "fine-tuned")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "model"]
+
+
+def test_a_failing_component_leaves_no_artifact(artifacts, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_blocks must be between"):
+        fine_tune.python_func(
+            dataset=dsl.Dataset(uri=str(artifacts.dataset)),
+            head=dsl.Model(uri=str(artifacts.head)),
+            weights="imagenet",
+            num_blocks=50,
+            epochs=1,
+            learning_rate=1e-4,
+            seed=0,
+            model=output(dsl.Model, tmp_path / "model"),
+            fine_tune_metrics=output(dsl.Metrics, tmp_path / "m"),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_then_evaluate(artifacts, tmp_path: Path) -> None:
+    saved_model = output(dsl.Model, tmp_path / "saved_model")
+    export_model.python_func(
+        dataset=dsl.Dataset(uri=str(artifacts.dataset)),
+        model=dsl.Model(uri=str(artifacts.model)),
+        version=7,
+        saved_model=saved_model,
+    )
+    assert plain(saved_model.metadata)["version"] == "7"
+    assert (tmp_path / "saved_model" / "7" / "saved_model.pb").is_file()
+
+    evaluation = output(dsl.Artifact, tmp_path / "evaluation")
+    test_metrics = output(dsl.Metrics, tmp_path / "test_metrics")
+    classification = output(dsl.ClassificationMetrics, tmp_path / "classification")
+    accuracy = evaluate.python_func(
+        dataset=dsl.Dataset(uri=str(artifacts.dataset)),
+        saved_model=saved_model,
+        seed=0,
+        evaluation=evaluation,
+        test_metrics=test_metrics,
+        classification=classification,
+    )
+    assert type(accuracy) is float
+    assert accuracy == test_metrics.metadata["accuracy"]
+    assert {"accuracy", "log_loss", "auc", "calibration_error"} == set(plain(test_metrics.metadata))
+    shown = plain(classification.metadata)
+    names = [spec["displayName"] for spec in shown["confusionMatrix"]["annotationSpecs"]]
+    assert names == ["brick", "coffee", "rocket"]
+    rows = [row["row"] for row in shown["confusionMatrix"]["rows"]]
+    assert sum(map(sum, rows)) == 12
+    points = shown["confidenceMetrics"]
+    assert points
+    assert all(0 <= p["confidenceThreshold"] <= 1 for p in points)
+    for artifact in (test_metrics, classification):
+        assert Path(artifact.path).is_file()  # else KFP's cache never hits

@@ -1,0 +1,202 @@
+"""The compiled pipeline: its edges, images, gate, caching and GPU placement, read back through KFP's own protobufs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig, PipelineSpec
+
+from components.image import IMAGE
+from pipelines import compile as compile_module
+from pipelines import settings as settings_file
+from pipelines.settings import STEPS, SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+GPU_SETTINGS = ROOT / "pipelines" / "settings.gpu.yaml"
+TASKS = {step.replace("_", "-") for step in STEPS}
+
+
+def compiled(tmp_path: Path, settings: Path | None = None) -> tuple[PipelineSpec, dict]:
+    output = tmp_path / "pipeline.yaml"
+    compile_module.compile_pipeline(output, settings_file.load(settings))
+    pipeline, *platform = yaml.safe_load_all(output.read_text(encoding="utf-8"))
+    spec = json_format.ParseDict(pipeline, PipelineSpec())
+    return spec, platform[0] if platform else {}
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory) -> PipelineSpec:
+    return compiled(tmp_path_factory.mktemp("compiled"))[0]
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory) -> tuple[PipelineSpec, dict]:
+    return compiled(tmp_path_factory.mktemp("compiled"), GPU_SETTINGS)
+
+
+def executors(spec: PipelineSpec) -> dict[str, PipelineDeploymentConfig.ExecutorSpec]:
+    found = spec.deployment_spec["executors"]
+    return {
+        name.removeprefix("exec-"): json_format.ParseDict(
+            json_format.MessageToDict(found[name]), PipelineDeploymentConfig.ExecutorSpec()
+        )
+        for name in found
+    }
+
+
+def edges(dag) -> set[tuple[str, str]]:
+    return {
+        (given.task_output_artifact.producer_task, name)
+        for name, task in dag.tasks.items()
+        for given in task.inputs.artifacts.values()
+        if given.HasField("task_output_artifact")
+    }
+
+
+def test_every_step_is_in_the_graph(spec: PipelineSpec) -> None:
+    assert set(executors(spec)) == TASKS
+
+
+def test_edges_are_those_of_the_design(spec: PipelineSpec) -> None:
+    assert edges(spec.root.dag) == {
+        ("download-data", "extract-features"),
+        ("extract-features", "train-head"),
+        ("download-data", "fine-tune"),
+        ("train-head", "fine-tune"),
+        ("download-data", "export-model"),
+        ("fine-tune", "export-model"),
+        ("download-data", "evaluate"),
+        ("export-model", "evaluate"),
+        ("download-data", "generate-adversarial"),
+        ("fine-tune", "generate-adversarial"),
+        ("download-data", "visualise-model"),
+        ("fine-tune", "visualise-model"),
+        *((step, "write-report") for step in TASKS - {"write-report", "deploy-model"}),
+        ("export-model", "condition-1"),
+    }
+
+
+def test_deployment_waits_behind_a_gate_on_the_returned_accuracy(spec: PipelineSpec) -> None:
+    gate = spec.root.dag.tasks["condition-1"]
+    given = gate.inputs.parameters["pipelinechannel--evaluate-Output"].task_output_parameter
+    assert (given.producer_task, given.output_parameter_key) == ("evaluate", "Output")
+    condition = gate.trigger_policy.condition
+    assert condition == (
+        "inputs.parameter_values['pipelinechannel--evaluate-Output'] >= "
+        "inputs.parameter_values['pipelinechannel--min_accuracy']"
+    )
+    assert set(spec.components["comp-condition-1"].dag.tasks) == {"deploy-model"}
+
+
+def test_images_resources_and_retries_come_from_the_settings(spec: PipelineSpec) -> None:
+    for executor in executors(spec).values():
+        assert executor.container.image == IMAGE
+        assert not executor.container.resources.HasField("accelerator")
+        assert "pip install" not in " ".join(executor.container.command)
+    fine_tune = executors(spec)["fine-tune"].container.resources
+    assert fine_tune.resource_memory_limit == "8Gi"
+    dags = (spec.root.dag, spec.components["comp-condition-1"].dag)
+    for task in (t for dag in dags for name, t in dag.tasks.items() if name in TASKS):
+        assert task.retry_policy.max_retry_count == 2
+        assert task.retry_policy.backoff_duration.seconds == 30
+
+
+def test_every_step_but_the_deployment_is_cached_and_has_a_name_for_people(spec) -> None:
+    dags = (spec.root.dag, spec.components["comp-condition-1"].dag)
+    tasks = {name: t for dag in dags for name, t in dag.tasks.items() if name in TASKS}
+    assert {n for n, t in tasks.items() if not t.caching_options.enable_cache} == {"deploy-model"}
+    names = {name: task.task_info.name for name, task in tasks.items()}
+    assert names["generate-adversarial"] == "Generate adversarial samples"
+    assert len(set(names.values())) == len(TASKS)
+
+
+def test_every_parameter_is_documented(spec: PipelineSpec) -> None:
+    for name, parameter in spec.root.input_definitions.parameters.items():
+        assert parameter.description, name
+
+
+def test_gpu_steps_are_placed_by_settings_alone(gpu) -> None:
+    spec, platform = gpu
+    steps = {"extract-features", "fine-tune", "generate-adversarial", "visualise-model"}
+    for name, executor in executors(spec).items():
+        accelerator = executor.container.resources.accelerator
+        if name in steps:
+            assert accelerator.resource_type == "nvidia.com/gpu"
+            assert accelerator.resource_count == "1"
+            assert "gpu" in executor.container.image
+        else:
+            assert not executor.container.resources.HasField("accelerator")
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {name.removeprefix("exec-") for name in placed} == steps
+    for content in placed.values():
+        config = json_format.ParseDict(content, KubernetesExecutorConfig())
+        assert dict(config.node_selector.labels) == {"cloud.google.com/gke-accelerator": "nvidia-tesla-t4"}
+        (toleration,) = config.tolerations
+        assert (toleration.key, toleration.effect) == ("nvidia.com/gpu", "NoSchedule")
+        (shared,) = config.empty_dir_mounts
+        assert (shared.mount_path, shared.medium, shared.size_limit) == (
+            "/dev/shm",
+            "Memory",
+            "2Gi",
+        )
+
+
+def test_own_settings_change_placement(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "gpu: {count: 2, node_selector: {pool: a100}, tolerations: [], steps: [fine_tune]}\n"
+        "retries: {count: 0}\nmodel_store: {claim: models}\n"
+    )
+    spec, platform = compiled(tmp_path, own)
+    assert executors(spec)["fine-tune"].container.resources.accelerator.resource_count == "2"
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(placed) == {"exec-fine-tune", "exec-deploy-model"}
+    assert placed["exec-fine-tune"]["nodeSelector"]["labels"] == {"pool": "a100"}
+    mount = placed["exec-deploy-model"]["pvcMount"][0]
+    assert mount["mountPath"] == "/mnt/models"
+    assert not spec.root.dag.tasks["fine-tune"].HasField("retry_policy")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("gpu: {cuont: 1}", "must be one of count"),
+        ("gpu: {count: -1}", "gpu.count must be a whole number from 0. Received: -1"),
+        ("gpu: {count: many}", "gpu.count must be a whole number from 0"),
+        ("gpu: {steps: [train]}", "a step must be one of .*train_head.*Received: 'train'"),
+        ("resources: {train: {cpu: 1}}", "a step must be one of"),
+        ("retries: 3", "retries must hold a mapping"),
+        ("- a list", "must hold a mapping"),
+        ("gpu: {", "must be YAML"),
+        (None, "must exist"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(tmp_path: Path, text, rule, capsys) -> None:
+    path = tmp_path / "settings.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingsError, match=rule):
+        settings_file.load(path)
+    output = tmp_path / "out.yaml"
+    assert compile_module.main(["--settings", str(path), "--output", str(output)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_the_reviewed_yaml_is_up_to_date_and_the_same_for_every_hash_seed(tmp_path: Path) -> None:
+    reviewed = compile_module.OUTPUT.read_bytes()
+    for seed in ("1", "77"):
+        output = tmp_path / f"{seed}.yaml"
+        subprocess.run(
+            [sys.executable, "-m", "pipelines.compile", "--output", str(output)],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+        )
+        assert output.read_bytes() == reviewed, "run: make compile"
