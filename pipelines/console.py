@@ -101,10 +101,9 @@ class RunConsole:
 
     def next_commands(self, run: Run, *, store: str, model_name: str) -> None:
         """Print where the report is and what to type next."""
-        report = run.artifact("report")
         self.console.print()
-        if report:
-            self.console.print(f"Report   {_short(report['uri'])}", soft_wrap=True)
+        if run.artifact("report"):
+            self.console.print(f"Report   {_short(run.folder / 'report.html')}", soft_wrap=True)
         deployed = run.steps.get("deploy_model")
         if deployed and deployed.status in ("done", "cached"):
             serve = "make serve" + ("" if store == "models" else f" STORE={store}")
@@ -115,9 +114,9 @@ class RunConsole:
             self.console.print("Next     make run MIN_ACCURACY=0.5   deploys a weaker model too")
 
 
-def _short(path: str) -> str:
+def _short(path: Path) -> str:
     """Return a path relative to the working directory where that is shorter."""
     try:
-        return str(Path(path).relative_to(Path.cwd()))
+        return str(path.relative_to(Path.cwd()))
     except ValueError:
-        return path
+        return str(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,11 @@ class Run:
         return None
 
     def save(self) -> None:
-        """Write ``run.json``, and point ``latest`` beside the run at it."""
+        """Write ``run.json`` and a copy of the report, and point ``latest`` beside the run at them."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if report := self.artifact("report"):
+            # KFP's artifacts have no extension; a browser wants one.
+            shutil.copyfile(report["uri"], self.folder / "report.html")
         content = {**asdict(self), "folder": self.folder.name}
         aside = self.folder / f".{FILE}.partial"
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
