@@ -32,6 +32,8 @@ class ServedClassifier(tf.Module):  # type: ignore[misc]
         self.classes = tf.constant(classes)
         self.classes_asset = tf.saved_model.Asset(str(classes_file))
         pixels = tf.TensorSpec((None, self.input_size, self.input_size, 3), tf.float32, "pixels")
+        # Traced once; all three signatures call it.
+        self.forward = tf.function(lambda x: model(x, training=False), input_signature=[pixels])
         image_bytes = tf.TensorSpec((None,), tf.string, "image_bytes")
         self.functions = {
             "serving_default": tf.function(self.classify_bytes).get_concrete_function(image_bytes),
@@ -41,7 +43,7 @@ class ServedClassifier(tf.Module):  # type: ignore[misc]
 
     def classify_pixels(self, pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         """Pixels ``float32 (n, s, s, 3)`` in [0, 1] → probabilities ``(n, k)``, label and class index ``(n,)``."""
-        probabilities = self.model(pixels, training=False)
+        probabilities = self.forward(pixels)
         index = tf.argmax(probabilities, axis=-1)
         return {
             "probabilities": probabilities,
