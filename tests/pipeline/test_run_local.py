@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ SMALL = {
     "test-fraction": 0.25,
     "fine-tune-blocks": 1,
     "fine-tune-epochs": 1,
-    "min-accuracy": 0.5,
+    "min-accuracy": 0.3,
     "epsilons": "1/255,4/255",
     "attack-steps": 2,
     "attack-pictures": 4,
@@ -45,8 +47,15 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(place: Path, picture_folder: Path) -> dict[str, object]:
+    """A small run whose accuracy is certain to lie between the gates 0.3 and 1: one brick wall is two classes."""
+    for folder in ("coffee", "rocket", "brick"):
+        for file in sorted((picture_folder / folder).iterdir()):
+            odd = int(file.stem) % 2
+            label = f"brick_{odd}" if folder == "brick" else folder
+            (place / "pictures" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place / "pictures" / label)
     where = {"runs": place / "runs", "store": place / "store"}
-    return {**SMALL, **where, "dataset": f"directory:{picture_folder}"}
+    return {**SMALL, **where, "dataset": f"directory:{place / 'pictures'}"}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +99,9 @@ def test_figures_agree_from_step_to_step(latest: run_index.Run, place: Path) -> 
     assert evaluation["pictures"] == counts["test"]
     accuracy = evaluation["metrics"]["accuracy"]["value"]
     assert latest.steps["evaluate"].outputs["Output"] == pytest.approx(accuracy)
-    assert accuracy >= 0.8
+    assert accuracy >= 0.5
+    for certain in ("coffee", "rocket"):
+        assert evaluation["per_class"][certain]["recall"]["value"] >= 0.75
     shown = latest.artifact("test_metrics")["metadata"]
     assert shown["accuracy"] == pytest.approx(accuracy)
     assert latest.artifact("classification")["metadata"]["confusionMatrix"]
@@ -186,20 +197,18 @@ def test_every_step_knows_what_it_depends_on() -> None:
 
 
 def test_a_gate_that_is_not_passed_deploys_nothing(first, flags, place: Path) -> None:
-    refused = {**flags, "min-accuracy": 1.0, "store": place / "refused", "seed": 3,
-               "fine-tune-blocks": 0}  # fmt: skip
+    refused = {**flags, "min-accuracy": 1.0, "store": place / "refused"}
     result = run("run_local", **refused)
     assert result.returncode == 0, result.stdout + result.stderr
     gated = run_index.load(place / "runs" / "latest")
-    accuracy = gated.steps["evaluate"].outputs["Output"]
-    deployed = (place / "refused" / "graftflow").exists()
-    assert deployed == (accuracy >= 1.0)
-    if not deployed:
-        assert gated.steps["deploy_model"].status == "skipped"
-        assert "below MIN_ACCURACY=1" in result.stdout
+    assert gated.steps["evaluate"].outputs["Output"] < 1.0
+    assert gated.steps["deploy_model"].status == "skipped"
+    assert not (place / "refused").exists()
+    assert "below MIN_ACCURACY=1" in result.stdout
+    assert "make serve" not in result.stdout
 
 
-def test_a_failing_step_ends_the_run_with_its_own_error_last(flags, place, picture_folder) -> None:
+def test_a_failing_step_ends_the_run_with_its_own_error_last(flags, place) -> None:
     broken = {**flags, "runs": place / "failing", "fine-tune-blocks": 99}
     result = run("run_local", **broken)
     assert result.returncode == 1
@@ -284,7 +293,5 @@ def test_bad_settings_are_refused_at_once(tmp_path: Path, flags, change, rule, c
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
-    import re
-
     assert re.search(rule, captured.err)
     assert not runs.exists()
