@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from graftflow.errors import InputError
+
+# What is left of a disk, in bytes, when a library's last write has failed for want of space.
+_FULL = 2**20
+
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
@@ -19,6 +24,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: where the finished folder shall be; its parents are made.
+
+    Raises:
+        InputError: where the block failed and the disk is full, which libraries report in words of their own.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -28,8 +36,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         yield aside
         remove(final)
         os.replace(aside, final)
-    except BaseException:
+    except BaseException as error:
+        free = shutil.disk_usage(aside).free
         shutil.rmtree(aside, ignore_errors=True)
+        if free < _FULL and not isinstance(error, InputError | KeyboardInterrupt):
+            raise InputError(
+                f"The disk must have room for '{final.name}'. Received: no space left in '{final.parent}'"
+            ) from error
         raise
 
 

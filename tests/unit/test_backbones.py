@@ -1,5 +1,9 @@
 """Backbones: the right weights, the right preprocessing, one table."""
 
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import keras
@@ -8,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from graftflow import backbones
+from graftflow.efficientnet_lite import package_weights
 from graftflow.errors import InputError
 from graftflow.preprocessing import decode, decode_crop
 
@@ -177,3 +182,44 @@ def test_decode_is_the_same_eagerly_and_inside_tf_data(picture_folder: Path) -> 
     eager = [decode(tf.constant(picture), 96).numpy() for picture in pictures]
     mapped = tf.data.Dataset.from_tensor_slices(pictures).map(lambda p: decode(p, 96))
     np.testing.assert_array_equal(np.stack(eager), np.stack(list(mapped.as_numpy_iterator())))
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A local HTTP server on a folder, which notes what it was asked for."""
+    asked: list[str] = []
+    root = tmp_path / "mirror"
+    root.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(root))
+
+        def log_message(self, *_: object) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", root, asked
+        server.shutdown()
+
+
+def test_weights_come_from_a_mirror_once(mirror, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    address, root, asked = mirror
+    shutil.copy(package_weights(), root / "lite0.pth")
+    model = backbones.build("efficientnet_lite0", weights=f"{address}/lite0.pth")
+    again = backbones.build("efficientnet_lite0", weights=f"{address}/lite0.pth")
+    package = backbones.build("efficientnet_lite0")
+    np.testing.assert_array_equal(model(pixels()), package(pixels()))
+    np.testing.assert_array_equal(model(pixels()), again(pixels()))
+    assert asked == ["/lite0.pth"]
+
+
+def test_a_mirror_without_the_file_is_told_in_one_line(mirror, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    address, _, _ = mirror
+    with pytest.raises(InputError, match="404") as caught:
+        backbones.build("efficientnet_lite0", weights=f"{address}/missing.pth")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "home").rglob("*.pth"))
