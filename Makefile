@@ -36,9 +36,10 @@ compile: $(RUN_READY) ## Write the pipeline for a Kubeflow cluster: make compile
 	@$(PY) -m pipelines.compile $(call given,SETTINGS,settings) $(call given,OUTPUT,output)
 
 ##@ One step alone, on the artifacts of a run (RUN=runs/latest)
-STEPS := download-data extract-features train-head fine-tune export-model evaluate \
+STEPS := check-settings download-data extract-features train-head fine-tune export-model evaluate \
 	generate-adversarial visualise-model write-report deploy-model
 .PHONY: $(STEPS)
+check-settings: ## Every setting, before any work
 download-data: ## Pictures into shards: make download-data DATASET=archive:pets.zip
 extract-features: ## Pictures through the backbone: make extract-features BACKBONE=vgg16
 train-head: ## A linear head on the features

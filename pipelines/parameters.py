@@ -10,11 +10,6 @@ from pipelines import transfer_learning
 _REWRITTEN = "python3"
 
 
-def pipeline_spec(image: str) -> Any:
-    """Return the compiled specification of the pipeline for this machine."""
-    return local_pipeline(image).pipeline_spec
-
-
 def local_pipeline(image: str) -> Any:
     """Return the pipeline for this machine, its steps under one image name."""
     return transfer_learning.build(settings_file.load().for_this_machine(image))
@@ -22,9 +17,11 @@ def local_pipeline(image: str) -> Any:
 
 def add_flags(parser: argparse.ArgumentParser, pipeline: Any) -> None:
     """Add one flag a pipeline parameter, with the help text of the pipeline's docstring."""
-    for name, spec in pipeline.pipeline_spec.root.input_definitions.parameters.items():
+    parameters = pipeline.pipeline_spec.root.input_definitions.parameters
+    for name in pipeline.component_spec.inputs:  # in the order of the signature
         if name == "fingerprint":
             continue
+        spec = parameters[name]
         default = default_of(spec)
         parser.add_argument(
             f"--{name.replace('_', '-')}",

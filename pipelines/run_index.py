@@ -196,6 +196,7 @@ def _deployment(step: Step) -> str:
 
 
 _FIGURES = {
+    "check_settings": lambda step: f"{int(step.outputs['Output'])} settings in order",
     "download_data": _dataset,
     "extract_features": _features,
     "train_head": _head,

@@ -8,6 +8,7 @@ import yaml
 
 DEFAULT = Path(__file__).with_name("settings.yaml")
 STEPS = (
+    "check_settings",
     "download_data",
     "extract_features",
     "train_head",
@@ -48,7 +49,7 @@ class Settings:
         retry_backoff: first pause before that, e.g. ``"30s"``.
         resources: step (or ``"default"``) → ``{"cpu": quantity, "memory": quantity}``.
         gpu: placement of the GPU steps.
-        model_store_claim: PersistentVolumeClaim mounted into deploy_model; empty for none.
+        model_store_claim: PersistentVolumeClaim mounted into deploy_model (and check_settings); empty for none.
         model_store_path: where it is mounted.
     """
 

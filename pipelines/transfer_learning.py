@@ -4,6 +4,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
+from components.check_settings import check_settings
 from components.deploy_model import deploy_model
 from components.download_data import download_data
 from components.evaluate import evaluate
@@ -70,13 +71,37 @@ def build(settings: Settings) -> Any:
             fingerprint: any text that changes when the data behind `dataset` or the file behind `weights` does, so
                 that KFP's cache notices; nothing else depends on it.
         """
-        data = download_data(
-            source=dataset,
+        checked = check_settings(
+            dataset=dataset,
+            backbone=backbone,
+            weights=weights,
             seed=seed,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
-            fingerprint=fingerprint,
-        ).set_display_name("Download data")
+            fine_tune_blocks=fine_tune_blocks,
+            fine_tune_epochs=fine_tune_epochs,
+            learning_rate=learning_rate,
+            min_accuracy=min_accuracy,
+            epsilons=epsilons,
+            attack_steps=attack_steps,
+            attack_pictures=attack_pictures,
+            ideal_classes=ideal_classes,
+            ideal_steps=ideal_steps,
+            version=version,
+            store=store,
+            model_name=model_name,
+        ).set_display_name("Check settings")
+        data = (
+            download_data(
+                source=dataset,
+                seed=seed,
+                validation_fraction=validation_fraction,
+                test_fraction=test_fraction,
+                fingerprint=fingerprint,
+            )
+            .set_display_name("Download data")
+            .after(checked)
+        )
         features = extract_features(
             dataset=data.outputs["dataset"],
             backbone=backbone,
@@ -135,16 +160,27 @@ def build(settings: Settings) -> Any:
             ).set_display_name("Deploy model")
             # The store is outside of KFP's sight: whether the version is still there is checked every time.
             deployed.set_caching_options(False)
-            if settings.model_store_claim:
-                kubernetes.mount_pvc(
-                    deployed,
-                    pvc_name=settings.model_store_claim,
-                    mount_path=settings.model_store_path,
-                )
 
-        tasks = (data, features, head, tuned, exported, evaluated, attacked, seen, reported, deployed)
+        tasks = (
+            checked,
+            data,
+            features,
+            head,
+            tuned,
+            exported,
+            evaluated,
+            attacked,
+            seen,
+            reported,
+            deployed,
+        )
         for task in tasks:
             _place(task, settings)
+        if settings.model_store_claim:
+            for task in (checked, deployed):
+                kubernetes.mount_pvc(
+                    task, pvc_name=settings.model_store_claim, mount_path=settings.model_store_path
+                )
 
     return transfer_learning
 

@@ -76,9 +76,17 @@ def test_edges_are_those_of_the_design(spec: PipelineSpec) -> None:
         ("fine-tune", "generate-adversarial"),
         ("download-data", "visualise-model"),
         ("fine-tune", "visualise-model"),
-        *((step, "write-report") for step in TASKS - {"write-report", "deploy-model"}),
+        *((step, "write-report") for step in TASKS - {"check-settings", "write-report", "deploy-model"}),
         ("export-model", "condition-1"),
     }
+
+
+def test_settings_are_checked_before_anything_is_downloaded(spec: PipelineSpec) -> None:
+    assert list(spec.root.dag.tasks["download-data"].dependent_tasks) == ["check-settings"]
+    checked = set(spec.root.dag.tasks["check-settings"].inputs.parameters)
+    every = set(spec.root.input_definitions.parameters)
+    # attack_target is one of the data's own classes, which are not known yet; the fingerprint is any text.
+    assert every - checked == {"attack_target", "fingerprint"}
 
 
 def test_deployment_waits_behind_a_gate_on_the_returned_accuracy(spec: PipelineSpec) -> None:
@@ -155,10 +163,10 @@ def test_own_settings_change_placement(tmp_path: Path) -> None:
     spec, platform = compiled(tmp_path, own)
     assert executors(spec)["fine-tune"].container.resources.accelerator.resource_count == "2"
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(placed) == {"exec-fine-tune", "exec-deploy-model"}
+    assert set(placed) == {"exec-fine-tune", "exec-check-settings", "exec-deploy-model"}
     assert placed["exec-fine-tune"]["nodeSelector"]["labels"] == {"pool": "a100"}
-    mount = placed["exec-deploy-model"]["pvcMount"][0]
-    assert mount["mountPath"] == "/mnt/models"
+    for step in ("exec-check-settings", "exec-deploy-model"):
+        assert placed[step]["pvcMount"][0]["mountPath"] == "/mnt/models"
     assert not spec.root.dag.tasks["fine-tune"].HasField("retry_policy")
 
 
