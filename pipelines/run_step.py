@@ -59,7 +59,7 @@ def take_inputs(step: str, parent: Run) -> dict[str, Any]:
         if found is None or not Path(found["uri"]).exists():
             producer = next(s for s in STEPS if name in (component(s).component_spec.outputs or {}))
             raise run_index.RunError(
-                f"{step} needs the artifact '{name}' of {producer}, which the run "
+                f"needs the artifact '{name}' of {producer}, which the run "
                 f"'{parent.folder.name}' lacks. Run: make {producer.replace('_', '-')}"
             )
         taken[name] = _artifact(spec.type, name, found["uri"], found["metadata"])

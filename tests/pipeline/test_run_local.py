@@ -185,7 +185,7 @@ def test_a_step_without_its_input_names_the_step_that_writes_it(latest, place: P
     result = run("run_step", "train_head", runs=place / "partial")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert "train_head needs the artifact 'features' of extract_features" in last
+    assert "error: train_head: needs the artifact 'features' of extract_features" in last
     assert "make extract-features" in last
     assert sorted(p.name for p in (place / "partial").iterdir()) == [".lock", "latest", "r"]
 
