@@ -73,10 +73,11 @@ def test_interval_holds_the_value_and_shrinks_with_more_pictures() -> None:
     for count in (50, 5000):
         probabilities, labels = sample(3, count)
         summary = evaluation.summarise(probabilities, labels, ["a", "b", "c"], resamples=300)
-        for metric in summary["metrics"].values():
-            assert metric["low"] <= metric["value"] <= metric["high"] or metric["value"] < 0.2
+        # Not the calibration error, which resampling biases upwards.
+        for name in ("accuracy", "log_loss", "auc"):
+            metric = summary["metrics"][name]
+            assert metric["low"] < metric["value"] < metric["high"], name
         accuracy = summary["metrics"]["accuracy"]
-        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
         widths.append(accuracy["high"] - accuracy["low"])
     assert widths[1] < widths[0] / 5  # one over the root of 100, with room
 
