@@ -15,6 +15,7 @@ from components.generate_adversarial import generate_adversarial
 from components.train_head import train_head
 from components.visualise_model import visualise_model
 from components.write_report import write_report
+from pipelines.placement import place
 from pipelines.settings import Settings
 
 NAME = "transfer-learning"
@@ -175,7 +176,7 @@ def build(settings: Settings) -> Any:
             deployed,
         )
         for task in tasks:
-            _place(task, settings)
+            place(task, settings)
         if settings.model_store_claim:
             for task in (checked, deployed):
                 kubernetes.mount_pvc(
@@ -183,32 +184,3 @@ def build(settings: Settings) -> Any:
                 )
 
     return transfer_learning
-
-
-def _place(task: dsl.PipelineTask, settings: Settings) -> None:
-    """Give a task its image, retries, resources and, where it is a GPU step, its node."""
-    step = task.component_spec.name.replace("-", "_")
-    task.set_container_image(settings.image_of(step))
-    if settings.retry_count:
-        task.set_retry(settings.retry_count, backoff_duration=settings.retry_backoff)
-    resources = settings.resources_of(step)
-    if "cpu" in resources:
-        task.set_cpu_request(resources["cpu"])
-    if "memory" in resources:
-        task.set_memory_request(resources["memory"]).set_memory_limit(resources["memory"])
-    if not settings.uses_gpu(step):
-        return
-    gpu = settings.gpu
-    task.set_accelerator_type(gpu.accelerator).set_accelerator_limit(gpu.count)
-    for key, value in (gpu.node_selector or {}).items():
-        kubernetes.add_node_selector(task, key, value)
-    for toleration in gpu.tolerations or []:
-        kubernetes.add_toleration(task, **toleration)
-    if gpu.shared_memory:
-        kubernetes.empty_dir_mount(
-            task,
-            volume_name="shared-memory",
-            mount_path="/dev/shm",
-            medium="Memory",
-            size_limit=gpu.shared_memory,
-        )
