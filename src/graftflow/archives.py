@@ -1,4 +1,4 @@
-"""Fetch an archive and unpack it without trusting it; a refusal is one line and leaves nothing."""
+"""Unpack an archive without trusting it; a refusal is one line and leaves nothing."""
 
 import bz2
 import gzip
@@ -8,18 +8,15 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from graftflow.errors import InputError
-from graftflow.files import atomic_directory, atomic_file
-from graftflow.progress import Progress
-from graftflow.storage import UNWRITABLE, writing
+from graftflow.files import atomic_directory
+from graftflow.storage import writing
 
 CHUNK = 2**20
-TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between two packets
 COMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 BROKEN = (
     zipfile.BadZipFile,
@@ -117,26 +114,6 @@ def check_archive(archive: Path) -> None:
     _kind(archive, str(archive))
 
 
-def download(url: str, destination: str | Path) -> None:
-    """Fetch a URL into a file, written aside and renamed when it is complete.
-
-    Args:
-        url: ``http://`` or ``https://``, or one of an object store that fsspec knows, e.g. ``gs://``.
-        destination: the file to write.
-
-    Raises:
-        InputError: the server cannot be reached, answers with an error (404, …), falls silent for
-            60 seconds or ends early; or the file cannot be written.
-    """
-    fetch = _fetch_http if url.lower().startswith(("http://", "https://")) else _fetch_store
-    with (
-        writing(Path(destination).parent),
-        atomic_file(destination) as aside,
-        aside.open("wb") as file,
-    ):
-        fetch(url, file)
-
-
 def extract(
     archive: str | Path,
     destination: str | Path,
@@ -176,70 +153,6 @@ def extract(
             if error.errno is not None:  # the disk's trouble, not the archive's
                 raise
             raise _broken(name, error) from error
-
-
-def _fetch_http(url: str, file: IO[bytes]) -> None:
-    import requests
-
-    try:
-        with requests.get(
-            url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}
-        ) as response:
-            if response.status_code != requests.codes.ok:
-                raise InputError(
-                    f"The archive's URL must answer with status 200. Received: "
-                    f"{response.status_code} {response.reason} from '{url}'."
-                )
-            length = int(response.headers.get("Content-Length") or 0)
-            _copy(response.iter_content(CHUNK), file, length)
-    except requests.RequestException as error:
-        raise InputError(f"Cannot download '{url}': {_cause(error)}.") from error
-
-
-def _fetch_store(url: str, file: IO[bytes]) -> None:
-    import fsspec
-
-    try:
-        with fsspec.open(url, "rb") as remote:
-            stream = cast(IO[bytes], remote)
-            length = int(getattr(stream, "size", 0) or 0)
-            _copy(iter(lambda: stream.read(CHUNK), b""), file, length)
-    except Exception as error:  # every object store has exceptions of its own
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"Cannot download '{url}': {reason}.") from error
-
-
-def _copy(chunks: Iterator[Any], file: IO[bytes], length: int) -> None:
-    progress = Progress("download", total=length // CHUNK + 1, unit="MiB") if length else None
-    done = 0
-    for chunk in chunks:
-        file.write(chunk)
-        if progress:
-            progress.advance((done + len(chunk)) // CHUNK - done // CHUNK)
-        done += len(chunk)
-    if progress:
-        progress.advance(length // CHUNK + 1)
-
-
-def _cause(error: Exception) -> str:
-    """Return the few words of an error of requests that say what happened."""
-    text = str(error)
-    known = {
-        "Name or service not known": "the host is not known",
-        "Temporary failure in name resolution": "the host is not known",
-        "Failed to resolve": "the host is not known",
-        "Connection refused": "the connection was refused",
-        "IncompleteRead": "the connection ended before the file did",
-        "Connection aborted": "the server closed the connection",
-        "Connection broken": "the connection broke",
-        "timed out": f"no answer in {TIMEOUT[1]:.0f} seconds",
-    }
-    for pattern, words in known.items():
-        if pattern in text:
-            return words
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _kind(archive: Path, name: str) -> str:

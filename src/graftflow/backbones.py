@@ -246,15 +246,20 @@ def _one_line(error: Exception) -> str:
 
 
 def _local_file(weights: str) -> Path:
-    """Return a local path for a weights setting that is a path or an address (downloaded once, by its address)."""
+    """Return a local path for a weights setting that is a path or an address (downloaded once, by its address).
+
+    ``#sha256=HEX`` behind an address checks the file, each time it is asked for.
+    """
     if not re.match(r"https?://", weights):
         return Path(weights)
-    from graftflow.archives import download
+    from graftflow.addresses import file_name, split_checksum
+    from graftflow.downloads import download
 
-    name = f"{hashlib.sha256(weights.encode()).hexdigest()[:16]}-{weights.rsplit('/', 1)[-1]}"
+    address, sha256 = split_checksum(weights)
+    name = f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{file_name(address)}"
     path = Path.home() / ".cache" / "graftflow" / name
-    if not path.is_file():
-        download(weights, path)
+    if sha256 or not path.is_file():
+        download(address, path, sha256=sha256)
     return path
 
 

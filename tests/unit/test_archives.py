@@ -2,19 +2,15 @@
 
 import io
 import re
-import socket
 import stat
 import struct
 import tarfile
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from graftflow.archives import Limits, download, extract
+from graftflow.archives import Limits, extract
 from graftflow.errors import InputError
 
 CONTENT = b"some bytes\n" * 1000
@@ -205,69 +201,3 @@ def test_a_missing_archive_is_told(tmp_path: Path) -> None:
     assert_refused(tmp_path / "none.zip", tmp_path, "not there")
     with pytest.raises(InputError, match="say directory:PATH"):
         extract(tmp_path, tmp_path / "unpacked")
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves one file well, and breaks off, stays away or says no under other names."""
-
-    def do_GET(self) -> None:
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/good")
-            self.end_headers()
-        elif self.path in ("/good", "/dropped"):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(CONTENT)))
-            self.end_headers()
-            self.wfile.write(CONTENT if self.path == "/good" else CONTENT[:3000])
-        elif self.path == "/reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-        else:
-            self.send_error(404, "Not Found")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-
-
-@pytest.mark.parametrize("path", ["good", "moved"])
-def test_download_writes_the_file(tmp_path: Path, server: str, path: str) -> None:
-    download(f"{server}/{path}", tmp_path / "archive")
-    assert (tmp_path / "archive").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    ("address", "pattern"),
-    [
-        (lambda server: f"{server}/none.zip", "status 200. Received: 404 Not Found from 'http:"),
-        (lambda server: f"{server}/dropped", "dropped': the connection ended before the file did"),
-        (lambda server: f"{server}/reset", "reset': the (server closed the )?connection"),
-        (lambda server: "http://127.0.0.1:9/a.zip", "9/a.zip': the connection was refused"),
-        (lambda server: "http://", "Cannot download 'http://'"),
-        (lambda server: "nowhere://bucket/a.zip", "Cannot download 'nowhere://bucket/a.zip'"),
-    ],
-    ids=["404", "dropped", "reset", "refused", "no host", "unknown scheme"],
-)
-def test_a_failed_download_is_one_line_and_leaves_nothing(
-    tmp_path: Path, server: str, address: Callable[[str], str], pattern: str
-) -> None:
-    with pytest.raises(InputError, match=pattern) as caught:
-        download(address(server), tmp_path / "archive")
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_download_reads_object_stores_through_fsspec(tmp_path: Path) -> None:
-    import fsspec
-
-    fsspec.filesystem("memory").pipe("/bucket/archive", CONTENT)
-    download("memory://bucket/archive", tmp_path / "archive")
-    assert (tmp_path / "archive").read_bytes() == CONTENT

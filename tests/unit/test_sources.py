@@ -1,15 +1,14 @@
 """Every kind of source: what it yields, and what is said when it cannot."""
 
+import hashlib
 import io
 import os
 import subprocess
 import sys
 import tarfile
-import threading
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from graftflow.audit import audit_picture
 from graftflow.embedded import encode_png
 from graftflow.errors import InputError
 from graftflow.pictures import Picture, Unusable
-from graftflow.sources import check_source, open_source, parse_source
+from graftflow.sources import check_mirrors, check_source, open_source, parse_source
+from tests.unit.bad_server import BadServer, File, bad_server
 
 PNG = encode_png(np.zeros((2, 2, 3), np.uint8))
 
@@ -86,14 +86,17 @@ def test_a_directory_yields_its_classes_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_folders_that_are_splits_are_put_together(tmp_path: Path) -> None:
+def test_folders_that_are_splits_stay_so(tmp_path: Path) -> None:
     make_folder(tmp_path / "data", cats_and_dogs("train/") | cats_and_dogs("validation/"))
     with open_source(f"directory:{tmp_path / 'data'}", scratch=tmp_path) as opened:
         pictures = list(opened.pictures)
     assert {picture.label for picture in pictures} == {"cat", "dog"}
     assert pictures[0].path == "cat/train/0.png"
     assert len(pictures) == 12
-    assert "train, validation were put together" in opened.note
+    assert {(picture.path.split("/")[1], picture.split) for picture in pictures} == {
+        ("train", "train"),
+        ("validation", "validation"),
+    }
 
 
 def test_what_cannot_be_read_is_unusable_not_fatal(tmp_path: Path) -> None:
@@ -128,35 +131,124 @@ def test_an_archive_yields_the_classes_inside(tmp_path: Path, suffix: str, prefi
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-    handler = partial(Quiet, directory=str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
+def server() -> Iterator[BadServer]:
+    with bad_server() as served:
+        yield served
 
 
-def test_an_archive_is_fetched_from_a_url(tmp_path: Path, server: str) -> None:
-    make_archive(tmp_path, "zip", cats_and_dogs("pets/"))
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    check_source(f"archive:{server}/pictures.zip")
-    assert len(contents(f"archive:{server}/pictures.zip", scratch)) == 6
-    with pytest.raises(InputError, match=r"404 .* '.*/none\.zip'"):
-        contents(f"archive:{server}/none.zip", scratch)
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
 
 
-def test_messages_name_the_url_not_the_scratch_folder(tmp_path: Path, server: str) -> None:
-    make_archive(tmp_path, "zip", {f"cat/{i}.png": PNG for i in range(3)})
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    with pytest.raises(InputError, match=r"'http.*/pictures\.zip' holds only 'cat'") as caught:
-        contents(f"archive:{server}/pictures.zip", scratch)
+def zipped(folder: Path, prefix: str = "pets/") -> bytes:
+    return make_archive(folder, "zip", cats_and_dogs(prefix)).read_bytes()
+
+
+def test_an_archive_is_fetched_from_a_url(tmp_path: Path, server: BadServer, scratch: Path) -> None:
+    server.files["/pets.zip"] = File(zipped(tmp_path))
+    check_source(f"archive:{server.url}/pets.zip")
+    assert len(contents(f"archive:{server.url}/pets.zip", scratch)) == 6
+    with pytest.raises(InputError, match=r"'http.*/none\.zip': status 404 Not Found"):
+        contents(f"archive:{server.url}/none.zip", scratch)
+
+
+def test_messages_name_the_url_not_the_scratch_folder(
+    tmp_path: Path, server: BadServer, scratch: Path
+) -> None:
+    one_class = make_archive(tmp_path, "zip", {f"cat/{i}.png": PNG for i in range(3)})
+    server.files["/pets.zip"] = File(one_class.read_bytes())
+    with pytest.raises(InputError, match=r"'http.*/pets\.zip' holds only 'cat'") as caught:
+        contents(f"archive:{server.url}/pets.zip", scratch)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_mirrors_have_what_a_source_has_lost(tmp_path: Path, server: BadServer, scratch: Path) -> None:
+    server.files["/mirror/pets.zip"] = File(zipped(tmp_path))
+    mirrors = check_mirrors(f"{server.url}/empty/, {server.url}/mirror")
+    assert len(contents(f"archive:{server.url}/old/pets.zip?v=2", scratch, mirrors=mirrors)) == 6
+    asked = ["/old/pets.zip?v=2", "/empty/pets.zip", "/mirror/pets.zip"]
+    assert [request.path for request in server.log] == asked
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "old.zip").write_bytes(zipped(tmp_path))
+    mirrors = check_mirrors(folder.as_uri())
+    assert len(contents(f"archive:{server.url}/old.zip", tmp_path / "here", mirrors=mirrors)) == 6
+
+
+def test_a_checksum_is_checked_wherever_an_archive_is(
+    tmp_path: Path, server: BadServer, scratch: Path
+) -> None:
+    content = zipped(tmp_path)
+    right, wrong = hashlib.sha256(content).hexdigest(), "0" * 64
+    server.files["/pets.zip"] = File(content)
+    for address in (f"{server.url}/pets.zip", str(tmp_path / "pictures.zip")):
+        source = f"archive:{address}#sha256={right}"
+        check_source(source)
+        assert parse_source(source) == ("archive", address)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            assert len(contents(source, Path(folder))) == 6
+        with pytest.raises(InputError, match=f"{wrong}.*{right}|{right}.*{wrong}"):
+            contents(f"archive:{address}#sha256={wrong}", scratch)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_the_cache_keeps_archives_and_what_is_in_them(
+    tmp_path: Path, server: BadServer, scratch: Path, checked: bool
+) -> None:
+    content = zipped(tmp_path)
+    file = server.files["/pets.zip"] = File(content)
+    end = f"#sha256={hashlib.sha256(content).hexdigest()}" if checked else ""
+    source, cache = f"archive:{server.url}/pets.zip{end}", tmp_path / "cache"
+    found = [contents(source, scratch, cache=cache) for _ in range(2)]
+    assert found[0] == found[1] == sorted((name, name.split("/")[0]) for name in cats_and_dogs())
+    assert [request.status for request in server.log] == ([200] if checked else [200, 304])
+    assert list(scratch.iterdir()) == []
+    assert len(list((cache / "unpacked").iterdir())) == 1
+    # The same archive from elsewhere is unpacked already; another one is another folder.
+    assert contents(f"archive:{tmp_path / 'pictures.zip'}", scratch, cache=cache) == found[0]
+    assert len(list((cache / "unpacked").iterdir())) == 1
+    if not checked:
+        file.content = make_archive(tmp_path, "zip", cats_and_dogs(count=4)).read_bytes()
+        assert len(contents(source, scratch, cache=cache)) == 8
+        assert len(list((cache / "unpacked").iterdir())) == 2
+
+
+def test_a_kept_archive_serves_a_run_without_network(tmp_path: Path, scratch: Path) -> None:
+    with bad_server() as server:
+        server.files["/pets.zip"] = File(zipped(tmp_path))
+        source = f"archive:{server.url}/pets.zip"
+        found = contents(source, scratch, cache=tmp_path / "cache")
+    assert contents(source, scratch, cache=tmp_path / "cache") == found
+
+
+@pytest.mark.parametrize("text", ["", " ", ", ,"])
+def test_no_mirrors_are_none(text: str) -> None:
+    assert check_mirrors(text) == ()
+
+
+def test_mirrors_are_addresses_in_order() -> None:
+    text = "https://b.example/x/,gs://bucket/y  s3://z\nfile:///data https://b.example/x/"
+    assert check_mirrors(text) == ("https://b.example/x/", "gs://bucket/y", "s3://z", "file:///data")
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("https://a.example mirror.example/x", "'mirror.example/x', which is no address"),
+        ("/data/mirror", r"'/data/mirror', .*file:///PATH"),
+        ("https://", "names no host"),
+        ("gs:///x", "names no host or bucket"),
+        ("htps://a.example", "'htps' is no kind that is known"),
+        ("https://a.example/#x", "has a '#'"),
+    ],
+)
+def test_a_bad_mirror_is_told_in_one_line(text: str, pattern: str) -> None:
+    with pytest.raises(InputError, match=f"mirrors must be addresses.*Received: .*{pattern}") as caught:
+        check_mirrors(text)
+    assert "\n" not in str(caught.value)
 
 
 def make_archive(folder: Path, suffix: str, files: dict[str, bytes]) -> Path:
@@ -178,7 +270,7 @@ def make_archive(folder: Path, suffix: str, files: dict[str, bytes]) -> Path:
     ("source", "pattern"),
     [
         ("closeup", r"source must be one of .*Received: 'closeup'\. Did you mean 'closeups'"),
-        ("", "source must be one of archive:PATH-or-URL, closeups, digits, directory:PATH, tfds"),
+        ("", "source must be one of archive:PATH-or-URL, closeups, digits, directory:PATH, tfds:NAME"),
         ("closeups:brick", "Received: 'closeups:brick'"),
         ("s3:bucket", "Received: 's3:bucket'"),
         ("directory:", "'directory:' must name its PATH"),
@@ -187,6 +279,10 @@ def make_archive(folder: Path, suffix: str, files: dict[str, bytes]) -> Path:
         ("archive:/no/such.zip", "'/no/such.zip', which is not there"),
         (f"archive:{__file__}", "must be zip, tar"),
         ("archive:https://", "must name a file"),
+        ("archive:https://h/a.zip#sha256=12", "sha256= and 64 hexadecimal digits. Received: '#sha256=12'"),
+        ("archive:/no/such.zip#sha256=", "sha256= and 64 hexadecimal digits"),
+        ("tfds:cats_vs_dogs@", "must name the feature .* Received: 'cats_vs_dogs@'"),
+        ("tfds:@label", "Received: '@label'"),
         ("tfds:cat_vs_dog", r"Received: 'cat_vs_dog'\. Did you mean 'cats_vs_dogs'"),
         ("tfds:qqqqqq", "one of the [0-9]+ data sets .* Received: 'qqqqqq'"),
     ],
@@ -225,7 +321,7 @@ def test_a_bare_folder_hints_at_directory(tmp_path: Path) -> None:
 
 def test_good_sources_pass(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", cats_and_dogs())
-    for source in ("closeups", "digits", f"directory:{root}", "tfds:cifar10", "tfds:mnist:3.0.1"):
+    for source in ("closeups", "digits", f"directory:{root}", "tfds:cifar10@label", "tfds:mnist:3.0.1"):
         check_source(source)
     check_source(f"archive:{make_archive(tmp_path, 'zip', cats_and_dogs())}")
     check_source("archive:gs://bucket/pets.zip")
