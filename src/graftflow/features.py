@@ -1,6 +1,10 @@
-"""Features of every picture, computed once by the frozen backbone."""
+"""Features of every picture, computed by the frozen backbone once, whatever splits and heads follow."""
 
+import functools
+import hashlib
+import inspect
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import backbones, datasets, files
+from graftflow import (
+    backbones,
+    caches,
+    datasets,
+    efficientnet_lite,
+    feature_cache,
+    files,
+    preprocessing,
+)
 from graftflow.errors import InputError
-from graftflow.preprocessing import decode
-from graftflow.progress import track
+from graftflow.feature_cache import FeatureCache
+from graftflow.progress import Progress
 from graftflow.splits import SPLITS
 
 
@@ -40,7 +52,7 @@ def pixels_of(dataset_path: str | Path, split: str, input_size: int, *, batch_si
     """Read a split as batches of ``{"pixels": float32 (b, s, s, 3) in [0, 1], "label", "path"}``, in its order."""
 
     def decoded(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        pixels = decode(record["image"], input_size)
+        pixels = preprocessing.decode(record["image"], input_size)
         return {"pixels": pixels, "label": record["label"], "path": record["path"]}
 
     records = datasets.read_split(dataset_path, split)
@@ -54,8 +66,13 @@ def write_features(
     backbone: str,
     weights: str,
     batch_size: int = 64,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the ``features`` artifact into an existing folder.
+
+    With a cache, only pictures run through the backbone that it has not seen: a row is found by the SHA-256 of the
+    picture's stored bytes, under a key of all that features depend on (:func:`cache_facts`). So another seed, other
+    fractions, another head or a grown folder cost what is new; other weights or another version cost everything.
 
     Args:
         destination: an existing folder.
@@ -63,12 +80,14 @@ def write_features(
         backbone: a name of the table in :mod:`graftflow.backbones`.
         weights: its weights: ``imagenet``, ``none``, an address or a file.
         batch_size: pictures a forward pass.
+        cache: folder for :func:`graftflow.caches.open_cache`, ``""`` for its default; ``None`` uses no cache. It
+            grows by 4 bytes a feature and picture, up to :data:`graftflow.feature_cache.LIMIT_BYTES`.
 
     Returns:
-        What stands in ``features.json``.
+        What stands in ``features.json``; ``computed`` pictures ran through the backbone, ``cached`` ones did not.
 
     Raises:
-        InputError: for an unknown backbone or weights that do not fit it.
+        InputError: for an unknown backbone, weights that do not fit it, or a cache that cannot be written.
     """
     started = time.monotonic()
     if batch_size < 1:
@@ -76,26 +95,99 @@ def write_features(
     facts = backbones.get(backbone)
     backbones.check_weights(weights)
     info = datasets.load_info(dataset_path)
+    root = None if cache is None else caches.open_cache(cache) / "features"
     model = backbones.build(backbone, weights=weights)
-    features_of = frozen_function(model, facts.input_size)
-    counts = {}
+    identity = backbones.identity(backbone, model, weights=weights)
+    rows = None
+    if root is not None:
+        folder = root / caches.key_of(cache_facts(identity))
+        rows = FeatureCache(folder, width=facts.feature_width)
+    # Made at the first picture that needs it: folding the constants takes longer than a run without new pictures.
+    features_of = functools.cache(lambda: frozen_function(model, facts.input_size))
+    counts, computed = {}, 0
     for split in SPLITS:
-        counts[split] = datasets.split_size(dataset_path, split)
-        batches = pixels_of(dataset_path, split, facts.input_size, batch_size=batch_size)
-        num_batches = -(-counts[split] // batch_size)
-        found: dict[str, list[npt.NDArray[Any]]] = {"features": [], "labels": [], "paths": []}
-        for batch in track(batches, f"features of {split}", total=num_batches, unit="batches"):
-            found["features"].append(features_of(batch["pixels"]).numpy())
-            found["labels"].append(batch["label"].numpy())
-            found["paths"].append(batch["path"].numpy().astype(str))
-        arrays = {name: np.concatenate(parts) for name, parts in found.items()}
-        np.savez(Path(destination) / f"{split}.npz", **arrays)  # type: ignore[arg-type]
+        index = _index(dataset_path, split, digests=rows is not None)
+        counts[split] = len(index["labels"])
+        new = _is_new(index["digests"], rows)
+        progress = Progress(f"features of {split}", total=counts[split], unit="pictures")
+        found = np.empty((counts[split], facts.feature_width), np.float32)
+        if not new.all():
+            progress.advance(int((~new).sum()))
+        for places, batch in _wanted(dataset_path, split, facts.input_size, new, batch_size=batch_size):
+            found[places] = features_of()(batch).numpy()
+            if rows is not None:
+                rows.add([index["digests"][place] for place in places], found[places])
+            progress.advance(len(places))
+        if rows is not None:
+            for place in np.flatnonzero(~new):
+                found[place] = rows.get(index["digests"][place])
+            rows.flush()
+        computed += int(new.sum())
+        arrays = {"features": found, "labels": index["labels"], "paths": index["paths"]}
+        np.savez(Path(destination) / f"{split}.npz", **arrays)
+    if root is not None:
+        feature_cache.bound(root, keep=folder)
     summary = {
-        "backbone": backbones.identity(backbone, model, weights=weights),
+        "backbone": identity,
         "classes": list(info.classes),
         "dataset_digest": info.digest,
         "counts": counts,
+        "computed": computed,
+        "cached": sum(counts.values()) - computed,
         "seconds": round(time.monotonic() - started, 2),
     }
     files.write_json(Path(destination) / "features.json", summary)
     return summary
+
+
+def cache_facts(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return all that the features of given bytes depend on, for :func:`graftflow.caches.key_of`.
+
+    Args:
+        identity: of :func:`graftflow.backbones.identity`. The name of its weights does not count, their digest does.
+    """
+    sources = (preprocessing.decode, preprocessing.PixelPreprocessing, efficientnet_lite)
+    code = "".join(inspect.getsource(source) for source in sources)
+    return {
+        "identity": {name: value for name, value in identity.items() if name != "weights"},
+        "tensorflow": tf.__version__,
+        # A GPU rounds otherwise (TF32), in the third digit.
+        "device": "GPU" if tf.config.list_physical_devices("GPU") else "CPU",
+        "code": hashlib.sha256(code.encode()).hexdigest(),
+    }
+
+
+def _index(dataset_path: str | Path, split: str, *, digests: bool) -> dict[str, Any]:
+    """Read a split without decoding: ``labels`` int64 (n,), ``paths`` str (n,), ``digests`` bytes or None."""
+    labels, paths, found = [], [], []
+    for record in datasets.read_split(dataset_path, split).prefetch(64).as_numpy_iterator():
+        labels.append(record["label"])
+        paths.append(record["path"].decode())
+        found.append(hashlib.sha256(record["image"]).digest() if digests else None)
+    return {"labels": np.array(labels, np.int64), "paths": np.array(paths, str), "digests": found}
+
+
+def _is_new(digests: list[bytes | None], rows: FeatureCache | None) -> npt.NDArray[np.bool_]:
+    """Return which pictures must be computed: all without a cache, else the first of each digest it does not hold."""
+    seen: set[bytes] = set()
+    new = np.ones(len(digests), bool)
+    for place, digest in enumerate(digests):
+        if rows is not None and digest is not None:
+            new[place] = digest not in rows and digest not in seen
+            seen.add(digest)
+    return new
+
+
+def _wanted(
+    dataset_path: str | Path, split: str, input_size: int, wanted: npt.NDArray[np.bool_], *, batch_size: int
+) -> Iterator[tuple[npt.NDArray[np.int64], tf.Tensor]]:
+    """Decode the wanted pictures of a split: their places ``(b,)`` and pixels ``float32 (b, s, s, 3)`` in [0, 1]."""
+    if not wanted.any():
+        return
+    mask = tf.constant(wanted)
+    records = datasets.read_split(dataset_path, split).enumerate().filter(lambda place, _: mask[place])
+    decoded = records.map(
+        lambda place, record: (place, preprocessing.decode(record["image"], input_size)), tf.data.AUTOTUNE
+    )
+    for places, pixels in decoded.batch(batch_size).prefetch(2):
+        yield places.numpy(), pixels
