@@ -2,8 +2,9 @@
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -27,9 +28,13 @@ class RunConsole:
 
     Args:
         file: where to draw; must be the real output, not one that is being redirected.
+        figures: says in a few words what a step found, from its name, the step and the run's parameters.
     """
 
-    def __init__(self, file: TextIO) -> None:
+    def __init__(
+        self, file: TextIO, figures: Callable[[str, Step, dict[str, Any]], str] = key_figures
+    ) -> None:
+        self._figures = figures
         self._step, self._started, self._said = "", 0.0, 0.0
         self._label, self._done, self._total, self._unit = "", 0, 0, ""
         self.console = Console(file=file, highlight=False)
@@ -71,7 +76,7 @@ class RunConsole:
         """A step has ended, or was taken from the cache."""
         self._step = ""
         time_text = "cached" if step.status == "cached" else f"{step.seconds:.1f} s"
-        figures = key_figures(name, step, run.parameters)
+        figures = self._figures(name, step, run.parameters)
         self.console.print(f"{_MARKS[step.status]} {name:<21}{time_text:>8}  [dim]{figures}[/]")
 
     def _draw(self) -> Table | str:
@@ -94,7 +99,7 @@ class RunConsole:
         for name, step in run.steps.items():
             shown = "cached" if step.status == "cached" else f"{step.seconds:.1f}"
             shown = "–" if step.status == "skipped" else shown
-            table.add_row(name, shown, key_figures(name, step, run.parameters))
+            table.add_row(name, shown, self._figures(name, step, run.parameters))
         table.add_row("[bold]total[/]", f"[bold]{seconds:.1f}[/]", "")
         self.console.print()
         self.console.print(table)

@@ -59,6 +59,7 @@ class Observer:
         cache: folder of kfp's cache.
         log: every line is written to it.
         console: where to draw.
+        steps: the steps of the graph; of one that runs again (in a loop), the later ones are numbered.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Observer:
         cache: Path,
         log: TextIO,
         console: RunConsole,
+        steps: Sequence[str] = STEPS,
     ) -> None:
-        self._run, self._locate, self._cache = run, locate, cache
+        self._run, self._locate, self._cache, self._steps = run, locate, cache, steps
         self._log, self._console = log, console
         self._started = 0.0
         self.current = ""
         self.error = ""
+        self.failure = ""  # of the step that failed first
 
     def line(self, raw: str) -> None:
         """Take one line of output."""
@@ -100,20 +103,29 @@ class Observer:
         return round(time.monotonic() - self._started, 2)
 
     def _finish(self, name: str, step: Step) -> None:
-        if name not in STEPS:
+        if name not in self._steps:
             return
         if step.status == "done":
             self._locate()
-            folder = self._run.folder / name.replace("_", "-")
+            folder = _newest(self._run.folder, name.replace("_", "-"))
             step.artifacts, step.outputs = run_index.read_executor_output(folder)
-        self._run.steps[name] = step
-        if step.status != "failed":
+        ran = sum(other.partition(" ")[0] == name for other in self._run.steps)
+        self._run.steps[f"{name} {ran + 1}" if ran else name] = step
+        if step.status == "failed":
+            self.failure = self.failure or self.error
+        else:
             self.current = ""
         self._console.finished(name, step, self._run)
 
 
 def _step(task: str) -> str:
     return task.replace("-", "_")
+
+
+def _newest(run: Path, task: str) -> Path:
+    """Return the folder of the task that has just ended: kfp puts those of a loop into a folder an iteration."""
+    looped = [path for path in run.glob(f"*-iteration-*/{task}") if path.is_dir()]
+    return max(looped, key=lambda path: path.stat().st_mtime_ns, default=run / task)
 
 
 def source_image() -> str:
@@ -157,11 +169,20 @@ def end_children() -> None:
 
 def remove_partial(folder: Path) -> None:
     """Remove what killed steps wrote aside."""
-    for path in folder.glob("*/.*.partial*"):
+    for path in list(folder.rglob(".*.partial*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def run_pipeline(pipeline: Any, values: dict[str, Any], runs: Path, console: RunConsole) -> Run:
+def run_pipeline(
+    pipeline: Any,
+    values: dict[str, Any],
+    runs: Path,
+    console: RunConsole,
+    *,
+    name: str = NAME,
+    steps: Sequence[str] = STEPS,
+    run: Run | None = None,
+) -> Run:
     """Run the pipeline; nothing is raised for a failed or interrupted step, which the result tells.
 
     Args:
@@ -169,17 +190,20 @@ def run_pipeline(pipeline: Any, values: dict[str, Any], runs: Path, console: Run
         values: its parameters.
         runs: folder of all runs, locked by the caller.
         console: where to draw.
+        name: of the pipeline; its runs' folders begin with it.
+        steps: of the pipeline.
+        run: the run to fill in, where it is of a kind of its own.
 
     Returns:
         The run, saved in its own folder, with ``run.log`` beside it.
     """
-    run = Run(runs, dict(values))
-    before = set(runs.glob(f"{NAME}-*"))
+    run = run or Run(runs, dict(values))
+    before = set(runs.glob(f"{name}-*"))
 
     def locate() -> None:
         # kfp makes the run's folder itself, named after the moment; the lock makes the new one ours.
-        new = sorted(set(runs.glob(f"{NAME}-*")) - before)
-        run.folder = new[-1] if new else runs / f"{NAME}-{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
+        new = sorted(set(runs.glob(f"{name}-*")) - before)
+        run.folder = new[-1] if new else runs / f"{name}-{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
 
     cache, log_path = runs / ".kfp_cache", runs / ".run.log"
     local.init(
@@ -189,7 +213,7 @@ def run_pipeline(pipeline: Any, values: dict[str, Any], runs: Path, console: Run
         cache_root=str(cache),
     )
     with open(log_path, "w", encoding="utf-8") as log:
-        observer = Observer(run, locate=locate, cache=cache, log=log, console=console)
+        observer = Observer(run, locate=locate, cache=cache, log=log, console=console, steps=steps)
         stream = LineWriter(observer.line)
         with _observed(stream):
             try:
@@ -198,12 +222,13 @@ def run_pipeline(pipeline: Any, values: dict[str, Any], runs: Path, console: Run
                 run.status = "interrupted"
                 end_children()
             except Exception as error:
-                run.status, run.error = "failed", observer.error or str(error)
+                run.status = "failed"
+                run.error = observer.failure or observer.error or _COLOUR.sub("", str(error))
                 log.write(traceback.format_exc())
     locate()
     if run.status == "interrupted" and observer.current:
         run.steps[observer.current] = Step("interrupted", observer.elapsed())
-    if run.status == "succeeded" and "deploy_model" not in run.steps:
+    if run.status == "succeeded" and "deploy_model" in steps and "deploy_model" not in run.steps:
         run.steps["deploy_model"] = Step("skipped")
         console.finished("deploy_model", run.steps["deploy_model"], run)
     run.folder.mkdir(exist_ok=True)
