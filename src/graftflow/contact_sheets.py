@@ -1,9 +1,10 @@
-"""A contact sheet, one row a class: wrong labels and wrong pictures are seen before training."""
+"""Sheets of pictures: a row a class, and pairs side by side; what is wrong with a data set is seen before training."""
 
 import io
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -16,8 +17,45 @@ LABEL_WIDTH = 170
 BACKGROUND = "#f6f5f2"
 INK = "#22252a"
 FAINT = "#8a8f98"
+ALERT = "#a5311f"
+PAD = "#e9e6df"
+
+PAIRS = 12
+PAIR_COLUMNS = 3
 
 Row = tuple[str, str, Sequence[bytes]]
+# A remark, and the name and the encoded bytes of either picture.
+Couple = tuple[str, Sequence[tuple[str, bytes]]]
+Item = TypeVar("Item")
+
+
+class _Likeness(Protocol):
+    @property
+    def conflicting(self) -> bool: ...
+
+    @property
+    def correlation(self) -> float: ...
+
+
+AnyLikeness = TypeVar("AnyLikeness", bound=_Likeness)
+
+
+def shown_classes(classes: Sequence[str]) -> tuple[list[str], str]:
+    """Return the classes that a contact sheet shows, and a line about those that it does not."""
+    shown = spread(classes, ROWS)
+    hidden = len(classes) - len(shown)
+    return shown, f"{hidden} more classes are not shown" if hidden else ""
+
+
+def shown_pairs(pairs: Sequence[AnyLikeness]) -> list[AnyLikeness]:
+    """Return at most 12 pairs: of two classes first, then the least alike, which are the ones to doubt."""
+    return sorted(pairs, key=lambda pair: (not pair.conflicting, pair.correlation))[:PAIRS]
+
+
+def spread(items: Sequence[Item], count: int = COLUMNS) -> list[Item]:
+    """Return ``count`` items at even distances, or all where there are no more."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def draw_contact_sheet(rows: Sequence[Row], *, heading: str, more: str = "") -> Image.Image:
@@ -52,6 +90,43 @@ def draw_contact_sheet(rows: Sequence[Row], *, heading: str, more: str = "") -> 
     if more:
         pen.text((MARGIN, height - MARGIN - 4), more, FAINT, _font(15))
     return sheet
+
+
+def draw_pairs(pairs: Sequence[Couple], *, heading: str) -> Image.Image:
+    """Draw pairs of pictures side by side, their names below them, whole pictures and not cropped.
+
+    Args:
+        pairs: one at least; of each a remark, e.g. ``"mirrored"``, and name and encoded bytes of either picture.
+        heading: one line above them.
+
+    Returns:
+        An RGB picture, 1,378 pixels wide or less.
+    """
+    columns = min(PAIR_COLUMNS, len(pairs))
+    cell, text = 200, 66
+    wide, high = 2 * cell + GAP, cell + text
+    between = 30
+    width = max(2 * MARGIN + columns * (wide + between) - between, 640)
+    top = MARGIN + 40
+    height = top + -(-len(pairs) // columns) * (high + GAP) - GAP + MARGIN // 2
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN - 4), heading, INK, _font(20, bold=True))
+    for i, (remark, pictures) in enumerate(pairs):
+        left, y = MARGIN + i % columns * (wide + between), top + i // columns * (high + GAP)
+        for j, (name, data) in enumerate(pictures):
+            x = left + j * (cell + GAP)
+            sheet.paste(_whole(data, cell), (x, y))
+            for k, line in enumerate(_wrap(name, _font(13), cell)[:2]):
+                pen.text((x, y + cell + 5 + 16 * k), line, INK, _font(13))
+        pen.text((left, y + cell + 40), remark, ALERT, _font(13))
+    return sheet
+
+
+def _whole(data: bytes, side: int) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (side, side))
+        return ImageOps.pad(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC, color=PAD)
 
 
 def _thumbnail(data: bytes) -> Image.Image:

@@ -2,31 +2,31 @@
 
 import csv
 import shutil
-import statistics
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
-from graftflow.audit import LeftOut, audit
-from graftflow.contact_sheets import COLUMNS, ROWS, draw_contact_sheet
+from graftflow.audit import LeftOut, audit_or_recall
+from graftflow.contact_sheets import draw_contact_sheet, draw_pairs, shown_classes, shown_pairs, spread
+from graftflow.conversions import Conversion, Stored, open_conversion
 from graftflow.errors import InputError, unknown_name
 from graftflow.files import read_json, sha256_file, write_json
+from graftflow.findings import describe, leak_notes, summarise
 from graftflow.folders import MINIMUM_CLASSES, MINIMUM_PICTURES
+from graftflow.grouping import Grouping, Likeness, group_pictures, leaks
 from graftflow.pictures import Source
 from graftflow.progress import Progress, track
-from graftflow.records import Record, Span, Spool, read_shards, write_shards
-from graftflow.sources import check_source, open_source
-from graftflow.splits import SPLITS, assign_splits, check_fractions, check_seed, shuffled
+from graftflow.records import Record, Spool, read_shards, write_shards
+from graftflow.sources import check_source, open_source, parse_source
+from graftflow.splits import SPLITS, Member, check_fractions, check_seed, divide, shuffled
 from graftflow.storage import writing
 
-Item = TypeVar("Item")
-
-MANIFEST = ("path", "sha256", "label", "split", "width", "height", "format", "converted")
+MANIFEST = ("path", "sha256", "label", "split", "width", "height", "format", "converted", "group")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,12 @@ class DatasetInfo:
         digest: SHA-256 of ``manifest.csv``: two data sets with one digest are the same pictures,
             labels and splits.
         note: what a reader of results should know, or ``""``.
-        audit: ``pictures`` (kept), ``left_out``, ``duplicates`` (kept pictures whose bytes another
-            one has), ``converted`` and ``conversions`` by reason, ``formats``, ``widths``,
-            ``heights``.
+        audit: counts: ``pictures`` (kept), ``left_out``, ``duplicates`` (kept pictures whose bytes another
+            one has), ``near_duplicates`` (kept pictures that are nearly equal to another one),
+            ``near_conflicts`` (those of them that are so to one of another class), ``leaks`` (pictures with a
+            copy in another of the source's own splits), ``converted`` and ``conversions`` by reason,
+            ``wrong_format`` (for their suffix), ``grey``, ``plain``, ``small``, ``elongated``; ``imbalance``
+            (pictures of the largest class, relative to the smallest), ``formats``, ``widths``, ``heights``.
     """
 
     classes: tuple[str, ...]
@@ -62,20 +65,6 @@ class DatasetInfo:
         return sum(sum(split.values()) for split in self.counts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A usable picture whose bytes lie in the spool."""
-
-    path: str
-    label: str
-    sha256: str
-    width: int
-    height: int
-    format: str
-    converted: str
-    span: Span
-
-
 def write_dataset(
     destination: str | Path,
     *,
@@ -85,13 +74,16 @@ def write_dataset(
     test_fraction: float,
     shard_megabytes: float = 128,
     tfds_data_dir: str | Path | None = None,
+    cache: str | Path | None = None,
+    mirrors: Sequence[str] = (),
 ) -> DatasetInfo:
     """Fetch pictures, audit them, divide them and write the ``dataset`` artifact.
 
-    Pictures that cannot be decoded are left out with a reason. Equal bytes stay in one split; equal
-    bytes in two classes are left out, all of them. JPEG and PNG of 8 bits, grey or RGB, upright and
-    opaque, are kept as they are; everything else becomes an RGB PNG. The bytes pass through one
-    spool on disk: memory does not grow with them, the disk holds them twice for a while.
+    Pictures that cannot be decoded are left out with a reason; equal bytes in two classes are left out, all of them.
+    Equal and nearly equal pictures (see :mod:`graftflow.near_duplicates`) and those of one group of the source stay
+    in one split, unless the source has splits of its own: they are kept, and copies across them are reported. JPEG
+    and PNG of 8 bits, grey or RGB, upright and opaque, are kept as they are; everything else becomes an RGB PNG. The
+    bytes pass through one spool on disk: memory does not grow with them, the disk holds them twice for a while.
 
     Args:
         destination: an existing empty folder; see ``docs/architecture.md`` for what it holds then.
@@ -102,13 +94,18 @@ def write_dataset(
         test_fraction: share of each class for test; together they stay below 1.
         shard_megabytes: megabytes of pictures a TFRecord file, above 0.
         tfds_data_dir: where prepared data sets of TensorFlow Datasets are; ``None``: its choice.
+        cache: a folder that outlives the step, ``""`` for :func:`graftflow.caches.open_cache`'s choice. Downloads are
+            kept in it, and so are the pictures looked at until the data set is complete: a killed run goes on where
+            it stopped. ``None`` keeps nothing.
+        mirrors: addresses that are asked for an archive where its own address does not answer.
 
     Returns:
         What was written.
 
     Raises:
         InputError: a setting out of range; a source that is missing or refused; fewer than two
-            classes; a class with fewer than three different usable pictures; a full disk.
+            classes; a class with fewer than three different usable pictures, or too few groups or splits of its own
+            (see :func:`graftflow.splits.divide`); a full disk.
     """
     check_fractions(validation_fraction=validation_fraction, test_fraction=test_fraction)
     check_seed(seed)
@@ -117,6 +114,7 @@ def write_dataset(
     check_source(source)
     folder = Path(destination)
     scratch = folder / ".scratch"
+    fractions = {"test": test_fraction, "validation": validation_fraction}
     try:
         with writing(folder), warnings.catch_warnings():
             # The audit says what is wrong with a picture; Pillow's remarks would only repeat it.
@@ -124,47 +122,42 @@ def write_dataset(
             warnings.filterwarnings("ignore", module=r"PIL\.")
             scratch.mkdir()
             with (
-                open_source(source, scratch=scratch, tfds_data_dir=tfds_data_dir) as opened,
-                Spool(scratch / "pictures") as spool,
+                open_source(
+                    source, scratch=scratch, tfds_data_dir=tfds_data_dir, cache=cache, mirrors=mirrors
+                ) as opened,
+                open_conversion(scratch, cache=cache, source=_place(source)) as conversion,
             ):
-                stored, left_out = _audit(opened, spool)
-                groups, conflicts = _groups(stored)
-                left_out += conflicts
-                _check_classes(groups, left_out, source)
-                splits = assign_splits(
-                    {label: [[p.path for p in g] for g in found] for label, found in groups.items()},
+                stored, left_out = _audit(opened, conversion)
+                grouping = group_pictures(stored, conversion)
+                left_out += grouping.conflicts
+                classes = _check_classes(grouping, left_out, source)
+                splits, note = divide(
+                    [[Member(p.path, p.label, p.split) for p in group] for group in grouping.groups],
                     seed=seed,
-                    validation_fraction=validation_fraction,
-                    test_fraction=test_fraction,
+                    fractions=fractions,
                 )
-                kept = sorted((p for p in stored if p.path in splits), key=lambda p: p.path)
-                classes = sorted(groups)
+                leaked = leaks(grouping.copies, splits)
                 write_json(folder / "classes.json", classes)
-                _write_records(folder, kept, classes, splits, spool, seed, shard_megabytes)
-                rows = ([getattr(p, c) if c != "split" else splits[p.path] for c in MANIFEST] for p in kept)
-                _write_csv(folder / "manifest.csv", MANIFEST, rows)
-                _write_csv(
-                    folder / "left_out.csv",
-                    ("path", "reason"),
-                    sorted((p.path, p.reason) for p in left_out),
-                )
-                _write_contact_sheet(folder, kept, classes, spool)
-            fractions = {
-                "train": round(1.0 - validation_fraction - test_fraction, 12),
-                "validation": validation_fraction,
-                "test": test_fraction,
-            }
-            counts = Counter((splits[p.path], p.label) for p in kept)
-            info = {
-                "source": source,
-                "seed": seed,
-                "fractions": fractions,
-                "counts": {s: {c: counts[s, c] for c in classes} for s in SPLITS},
-                "digest": sha256_file(folder / "manifest.csv"),
-                "note": opened.note,
-                "audit": _summary(kept, left_out, groups),
-            }
-            write_json(folder / "dataset.json", info)
+                _write_records(folder, grouping, classes, splits, conversion.spool, seed, shard_megabytes)
+                _write_tables(folder, grouping, left_out, splits)
+                _write_pictures(folder, grouping, classes, conversion.spool)
+                found = describe(grouping, left_out, leaked)
+                write_json(folder / "audit.json", found)
+                counts = Counter((splits[p.path], p.label) for p in grouping.pictures)
+                info = {
+                    "source": source,
+                    "seed": seed,
+                    "fractions": {
+                        "train": round(1.0 - validation_fraction - test_fraction, 12),
+                        "validation": validation_fraction,
+                        "test": test_fraction,
+                    },
+                    "counts": {s: {c: counts[s, c] for c in classes} for s in SPLITS},
+                    "digest": sha256_file(folder / "manifest.csv"),
+                    "note": " ".join(filter(None, (opened.note, note, leak_notes(found)))),
+                    "audit": summarise(found, grouping),
+                }
+                write_json(folder / "dataset.json", info)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return load_info(folder)
@@ -231,57 +224,40 @@ def read_split(path: str | Path, split: str) -> Any:
     return read_shards(Path(path), split, size=split_size(path, split))
 
 
-def _audit(opened: Source, spool: Spool) -> tuple[list[_Stored], list[LeftOut]]:
-    stored: list[_Stored] = []
+def _place(source: str) -> str:
+    """Return a source that means the same from every working folder."""
+    kind, value = parse_source(source)
+    if kind in ("directory", "archive") and "://" not in value:
+        return f"{kind}:{Path(value).expanduser().absolute()}"
+    return source
+
+
+def _audit(opened: Source, conversion: Conversion) -> tuple[list[Stored], list[LeftOut]]:
+    stored: list[Stored] = []
     left_out = [LeftOut(path, "", reason) for path, reason in opened.left_out]
-    results = audit(opened.pictures)
-    for result in track(results, "audit", total=opened.total, unit="pictures"):
-        if isinstance(result, LeftOut):
-            left_out.append(result)
-            continue
-        stored.append(
-            _Stored(
-                result.path,
-                result.label,
-                result.sha256,
-                result.width,
-                result.height,
-                result.format,
-                result.converted,
-                spool.add(result.data),
-            )
-        )
+    results = audit_or_recall(opened.pictures, recall=conversion.recall)
+    for picture, result in track(results, "audit", total=opened.total, unit="pictures"):
+        kept = conversion.keep(picture, result)
+        if isinstance(kept, LeftOut):
+            left_out.append(kept)
+        else:
+            stored.append(kept)
     return stored, left_out
 
 
-def _groups(stored: Iterable[_Stored]) -> tuple[dict[str, list[list[_Stored]]], list[LeftOut]]:
-    """Group the pictures of a class by content; content that has two labels is left out."""
-    by_content: dict[str, list[_Stored]] = defaultdict(list)
-    for picture in stored:
-        by_content[picture.sha256].append(picture)
-    groups: dict[str, list[list[_Stored]]] = defaultdict(list)
-    conflicts = []
-    for same in by_content.values():
-        labels = {picture.label for picture in same}
-        if len(labels) == 1:
-            groups[same[0].label].append(same)
-            continue
-        for picture in same:
-            other = next(p for p in same if p.label != picture.label)
-            reason = f"has the same bytes as '{other.path}', which is of another class"
-            conflicts.append(LeftOut(picture.path, picture.label, reason))
-    return groups, conflicts
-
-
-def _check_classes(groups: Mapping[str, Sequence[object]], left_out: Sequence[LeftOut], source: str) -> None:
-    labels = sorted({*groups, *(p.label for p in left_out if p.label)})
+def _check_classes(grouping: Grouping, left_out: Sequence[LeftOut], source: str) -> list[str]:
+    """Check that every class has enough different pictures, and return the classes."""
+    contents: dict[str, set[str]] = defaultdict(set)
+    for picture in grouping.pictures:
+        contents[picture.label].add(picture.facts.sha256)
+    labels = sorted({*contents, *(p.label for p in left_out if p.label)})
     if len(labels) < MINIMUM_CLASSES:
         raise InputError(
             f"A data set needs at least {MINIMUM_CLASSES} classes. '{source}' has {len(labels)}"
             f"{': ' if labels else ''}{', '.join(labels)}."
         )
     for label in labels:
-        count = len(groups.get(label, ()))
+        count = len(contents[label])
         if count < MINIMUM_PICTURES:
             lost = sorted((p.path, p.reason) for p in left_out if p.label == label)
             why = f" {len(lost)} left out, first: '{lost[0][0]}' {lost[0][1]}." if lost else ""
@@ -289,11 +265,12 @@ def _check_classes(groups: Mapping[str, Sequence[object]], left_out: Sequence[Le
                 f"Each class needs at least {MINIMUM_PICTURES} different pictures that can be "
                 f"decoded, one for each split. Class '{label}' of '{source}' has {count}.{why}"
             )
+    return labels
 
 
 def _write_records(
     folder: Path,
-    kept: Sequence[_Stored],
+    grouping: Grouping,
     classes: Sequence[str],
     splits: Mapping[str, str],
     spool: Spool,
@@ -301,13 +278,36 @@ def _write_records(
     shard_megabytes: float,
 ) -> None:
     index = {label: i for i, label in enumerate(classes)}
-    by_path = {picture.path: picture for picture in kept}
-    progress = Progress("write records", total=len(kept), unit="pictures")
-    for split in SPLITS:
-        paths = shuffled([path for path in by_path if splits[path] == split], seed=seed)
-        records = [Record(p, index[by_path[p].label], by_path[p].span) for p in paths]
-        shard_bytes = max(1, int(shard_megabytes * 10**6))
-        write_shards(folder, split, records, spool, shard_bytes=shard_bytes, advance=progress.advance)
+    by_path = {p.path: Record(p.path, index[p.label], p.span) for p in grouping.pictures}
+    progress = Progress("write records", total=len(by_path), unit="pictures")
+    divided = {
+        split: [by_path[p] for p in shuffled([p for p in by_path if splits[p] == split], seed=seed)]
+        for split in SPLITS
+    }
+    shard_bytes = max(1, int(shard_megabytes * 10**6))
+    write_shards(folder, divided, spool, shard_bytes=shard_bytes, advance=progress.advance)
+
+
+def _write_tables(
+    folder: Path, grouping: Grouping, left_out: Sequence[LeftOut], splits: Mapping[str, str]
+) -> None:
+    group = {p.path: found[0].path for found in grouping.groups if len(found) > 1 for p in found}
+    rows = (
+        (
+            p.path,
+            p.facts.sha256,
+            p.label,
+            splits[p.path],
+            p.facts.width,
+            p.facts.height,
+            p.facts.format,
+            p.facts.converted,
+            group.get(p.path, ""),
+        )
+        for p in grouping.pictures
+    )
+    _write_csv(folder / "manifest.csv", MANIFEST, rows)
+    _write_csv(folder / "left_out.csv", ("path", "reason"), sorted((p.path, p.reason) for p in left_out))
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -317,51 +317,31 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
         writer.writerows(rows)
 
 
-def _write_contact_sheet(folder: Path, kept: Sequence[_Stored], classes: Sequence[str], spool: Spool) -> None:
-    shown = _spread(classes, ROWS)
-    by_label: dict[str, list[_Stored]] = defaultdict(list)
-    for picture in kept:
+def _write_pictures(folder: Path, grouping: Grouping, classes: Sequence[str], spool: Spool) -> None:
+    """Draw ``contact_sheet.jpg`` and, where nearly equal pictures were found, ``near_duplicates.jpg``."""
+    by_label: dict[str, list[Stored]] = defaultdict(list)
+    for picture in grouping.pictures:
         by_label[picture.label].append(picture)
+    shown, more = shown_classes(classes)
     rows = [
         (
             label,
             f"{len(by_label[label]):,} pictures",
-            [spool.get(picture.span) for picture in _spread(by_label[label], COLUMNS)],
+            [spool.get(picture.span) for picture in spread(by_label[label])],
         )
         for label in shown
     ]
-    hidden = len(classes) - len(shown)
-    sheet = draw_contact_sheet(
-        rows,
-        heading=f"{len(kept):,} pictures in {len(classes)} classes",
-        more=f"{hidden} more classes are not shown" if hidden else "",
-    )
-    sheet.save(folder / "contact_sheet.jpg", quality=85)
+    heading = f"{len(grouping.pictures):,} pictures in {len(classes)} classes"
+    draw_contact_sheet(rows, heading=heading, more=more).save(folder / "contact_sheet.jpg", quality=85)
+    if grouping.pairs:
 
+        def kind(pair: Likeness) -> str:
+            return ", ".join(["two classes"] * pair.conflicting + ["mirrored"] * pair.mirrored)
 
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Return ``count`` items at even distances, or all where there are no more."""
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
-
-
-def _summary(
-    kept: Sequence[_Stored],
-    left_out: Sequence[LeftOut],
-    groups: Mapping[str, Sequence[Sequence[object]]],
-) -> dict[str, Any]:
-    conversions = Counter(p.converted for p in kept if p.converted)
-    return {
-        "pictures": len(kept),
-        "left_out": len(left_out),
-        "duplicates": sum(len(group) - 1 for found in groups.values() for group in found),
-        "converted": conversions.total(),
-        "conversions": dict(sorted(conversions.items())),
-        "formats": dict(Counter(p.format for p in kept).most_common()),
-        "widths": _spread_of([p.width for p in kept]),
-        "heights": _spread_of([p.height for p in kept]),
-    }
-
-
-def _spread_of(values: Sequence[int]) -> dict[str, float]:
-    return {"minimum": min(values), "median": statistics.median(values), "maximum": max(values)}
+        pairs = [
+            (kind(pair), [(p.path, spool.get(p.span)) for p in (pair.first, pair.second)])
+            for pair in shown_pairs(grouping.pairs)
+        ]
+        draw_pairs(pairs, heading=f"Nearly equal pictures: {len(grouping.pairs):,} pairs").save(
+            folder / "near_duplicates.jpg", quality=85
+        )

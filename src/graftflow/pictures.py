@@ -13,15 +13,23 @@ class Picture:
     """One labelled picture that is not read yet.
 
     Attributes:
-        path: its name in the data set, ``class/file`` with forward slashes, never a path of the
-            machine.
+        path: its name in the data set, ``class/file`` (or as a table of labels names it) with forward
+            slashes, never a path of the machine.
         label: the name of its class.
         read: returns the encoded bytes; raises :class:`Unusable` or ``OSError`` where it cannot.
+        split: ``train``, ``validation`` or ``test`` where the source divides its pictures, all of them;
+            ``""`` where it does not.
+        group: pictures of one group, such as one patient's, stay in one split; ``""`` for none.
+        stamp: what tells without reading that the bytes are those of an earlier run, e.g. size and time
+            of change of a file; ``""`` where only the bytes tell.
     """
 
     path: str
     label: str
     read: Callable[[], bytes]
+    split: str = ""
+    group: str = ""
+    stamp: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,17 @@
 """Encoded pictures on disk: a spool while the data set is made, TFRecord shards when it is."""
 
+import errno
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from graftflow.errors import InputError
+
+THREADS = min(4, os.cpu_count() or 1)
 
 
 class Span(NamedTuple):
@@ -18,32 +24,41 @@ class Span(NamedTuple):
 class Spool:
     """One file that takes bytes in and gives them back in any order, so that memory stays flat.
 
+    Bytes go to the operating system at once: those of a finished :meth:`add` outlive a killed process. Reading is
+    safe from several threads.
+
     Args:
-        path: the file to make.
+        path: the file, made where it is missing.
+        end: how many of the bytes that it holds already are good; the rest is cut off.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b")
-        self._end = 0
+    def __init__(self, path: Path, *, end: int = 0) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, end)
+        self._end = end
 
     def __enter__(self) -> "Spool":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        os.close(self._file)
 
     def add(self, data: bytes) -> Span:
         """Append ``data`` and return where it stands."""
-        self._file.seek(self._end)
-        self._file.write(data)
         span = Span(self._end, len(data))
-        self._end += len(data)
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self._file, rest, self._end)
+            self._end += written
+            rest = rest[written:]
         return span
 
     def get(self, span: Span) -> bytes:
         """Return the bytes that stand at ``span``."""
-        self._file.seek(span.offset)
-        return self._file.read(span.length)
+        data = os.pread(self._file, span.length, span.offset)
+        if len(data) != span.length:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return data
 
 
 class Record(NamedTuple):
@@ -56,28 +71,62 @@ class Record(NamedTuple):
 
 def write_shards(
     folder: Path,
-    split: str,
-    records: Sequence[Record],
+    splits: Mapping[str, Sequence[Record]],
     spool: Spool,
     *,
     shard_bytes: int,
     advance: Callable[[], None],
 ) -> None:
-    """Write a split as ``<split>-00000-of-0000n.tfrecord`` files of about ``shard_bytes`` each.
+    """Write splits as ``<split>-00000-of-0000n.tfrecord`` files of about ``shard_bytes`` each, several at once.
+
+    The bytes of a file depend on its records alone.
 
     Args:
         folder: where to write.
-        split: name of the split.
-        records: in the order in which they shall be read.
+        splits: for each split its records, in the order in which they shall be read.
         spool: holds the bytes.
         shard_bytes: bytes of pictures a file.
-        advance: called after each record.
+        advance: called after each record, by one thread at a time.
 
     Raises:
         InputError: TensorFlow cannot write, e.g. because the disk is full.
     """
     import tensorflow as tf
 
+    lock, failed = Lock(), False
+
+    def write(file: Path, shard: Sequence[Record]) -> None:
+        nonlocal failed
+        try:
+            with tf.io.TFRecordWriter(str(file)) as writer:
+                for record in shard:
+                    if failed:
+                        return
+                    writer.write(_example(tf, record, spool.get(record.span)))
+                    with lock:
+                        advance()
+        except BaseException:
+            failed = True
+            raise
+
+    shards = [
+        (folder / f"{split}-{i:05d}-of-{len(divided):05d}.tfrecord", shard)
+        for split, records in splits.items()
+        for divided in [_divide(records, shard_bytes)]
+        for i, shard in enumerate(divided)
+    ]
+    try:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="shards") as pool:
+            futures = [pool.submit(write, file, shard) for file, shard in shards]
+        for future in futures:
+            future.result()
+    except tf.errors.OpError as error:
+        reason = str(error.message).splitlines()[0]
+        raise InputError(f"Cannot write in folder '{folder}': {reason}.") from error
+
+
+def _divide(records: Sequence[Record], shard_bytes: int) -> list[list[Record]]:
+    """Cut records into runs of about equal bytes, at least one."""
     total = sum(record.span.length for record in records)
     num_shards = max(1, math.ceil(total / shard_bytes))
     shards: list[list[Record]] = [[] for _ in range(num_shards)]
@@ -85,16 +134,7 @@ def write_shards(
     for record in records:
         shards[before * num_shards // total].append(record)
         before += record.span.length
-    try:
-        for i, shard in enumerate(shards):
-            file = folder / f"{split}-{i:05d}-of-{num_shards:05d}.tfrecord"
-            with tf.io.TFRecordWriter(str(file)) as writer:
-                for record in shard:
-                    writer.write(_example(tf, record, spool.get(record.span)))
-                    advance()
-    except tf.errors.OpError as error:
-        reason = str(error.message).splitlines()[0]
-        raise InputError(f"Cannot write in folder '{folder}': {reason}.") from error
+    return shards
 
 
 def read_shards(folder: Path, split: str, *, size: int) -> Any:
@@ -138,5 +178,5 @@ def _example(tf: Any, record: Record, data: bytes) -> bytes:
         "path": text(record.path.encode()),
     }
     example = tf.train.Example(features=tf.train.Features(feature=features))
-    serialized: bytes = example.SerializeToString()
+    serialized: bytes = example.SerializeToString(deterministic=True)
     return serialized

@@ -88,7 +88,7 @@ def test_a_disk_that_refuses_a_shard_is_one_line(tmp_path: Path) -> None:
             pytest.raises(InputError, match="Cannot write in folder") as caught,
             largest_file(99_999),
         ):
-            write_shards(tmp_path, "train", many, spool, shard_bytes=10**9, advance=lambda: None)
+            write_shards(tmp_path, {"train": many}, spool, shard_bytes=10**9, advance=lambda: None)
     assert "\n" not in str(caught.value)
 
 
