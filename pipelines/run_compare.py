@@ -93,30 +93,27 @@ def print_comparison(comparison: dict[str, Any], console: Console) -> None:
     from graftflow import comparison_pages
     from graftflow.backbone_measurements import BATCH
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("backbone", overflow="fold")
-    for heading in (
-        "test accuracy",
-        "points to the best",
+    headings = (
+        "test\naccuracy",
+        "points to\nthe best",
         "p",
-        "log loss",
-        "ms alone",
-        f"ms in {BATCH}",
+        "log\nloss",
+        "ms\nalone",
+        f"ms\nin {BATCH}",
         "MB",
         "s",
-    ):
-        table.add_column(heading, justify="right")
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     rows = comparison_pages.table_rows(comparison)
     for row in rows:
-        apart = (
-            f"{row['difference']}  [dim]{row['difference_interval']}[/]"
-            if row["difference_interval"]
-            else "best"
-        )
+        apart = row["difference_interval"]
         table.add_row(
             row["name"],
-            f"{row['accuracy']}  [dim]{row['interval']}[/]",
-            apart,
+            f"{row['accuracy']}\n[dim]{row['interval']}[/]",
+            f"{row['difference']}\n[dim]{apart}[/]" if apart else "best",
             "" if row["p"] == "best" else row["p"],
             *(row[key] for key in ("log_loss", "single", "batch", "megabytes", "seconds")),
         )

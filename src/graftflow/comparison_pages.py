@@ -1,6 +1,5 @@
 """A comparison of backbones as figures, as the texts of a table, and as one HTML page."""
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,15 +7,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from graftflow import backbone_measurements, comparisons, files
+from graftflow import backbone_measurements, comparison_charts, comparisons, files
+from graftflow.comparison_charts import points, short
 from graftflow.errors import InputError
 from graftflow.report import charts
 from graftflow.report.numbers import NOTHING, decimal, interval, names, percent, plural
-
-_COLOURS = 4
-_MINUS = "\N{MINUS SIGN}"
-# Of a label of 15 units, its size on a narrow screen: width of a letter, height of a line.
-_LETTER, _LINE = 7.4, 16.0
 
 
 def compare_measurements(
@@ -34,9 +29,9 @@ def compare_measurements(
         seed: fixes them.
 
     Returns:
-        ``{"best": name or "", "fastest": name or "", "pictures", "confidence", "rows": [measurement, with "to_best":
-        what :func:`graftflow.comparisons.compare_predictions` returns for it and the best, None for the best and for
-        what was not measured]}``, best first, what was not measured last.
+        ``{"best": name or "", "fastest": name or "", "pictures", "confidence", "rows": [measurement, with its "label"
+        in texts and "to_best": what :func:`graftflow.comparisons.compare_predictions` returns for it and the best,
+        None for the best and for what was not measured]}``, best first, what was not measured last.
 
     Raises:
         InputError: for a folder that holds no measurement, or measurements of different test pictures.
@@ -44,6 +39,9 @@ def compare_measurements(
     found = [(_read(path), Path(path)) for path in measurement_paths]
     if not found:
         raise InputError("A comparison needs at least one measurement. Received: none")
+    labels = _labels([row["name"] for row, _ in found])
+    for row, _ in found:
+        row["label"] = labels[row["name"]]
     measured = sorted(
         ((row, path) for row, path in found if not row["error"]), key=lambda pair: _rank(pair[0])
     )
@@ -52,7 +50,7 @@ def compare_measurements(
         to_best = None
         if rows:
             to_best = comparisons.compare_evaluations(
-                path, measured[0][1], resamples=resamples, seed=seed, names=(_shown(row), _shown(rows[0]))
+                path, measured[0][1], resamples=resamples, seed=seed, names=(row["label"], rows[0]["label"])
             )
         rows.append({**row, "to_best": to_best})
     alike = [row for row in rows if row["to_best"] is None or not _is_worse(row)]
@@ -99,24 +97,24 @@ def refuse_nothing_measured(comparison: Mapping[str, Any]) -> None:
 def table_rows(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the texts of the table of a comparison, a row a measured backbone, best first.
 
-    Each row has ``name``, ``accuracy``, ``interval``, ``log_loss``, ``single`` and ``batch`` (milliseconds a picture),
-    ``megabytes``, ``seconds`` (features and head), ``difference`` and ``difference_interval`` (points of
-    accuracy to the best) and ``p``.
+    Each row has ``name``, ``weights`` (their last part), ``accuracy``, ``interval``, ``log_loss``, ``single`` and
+    ``batch`` (milliseconds a picture), ``megabytes``, ``seconds`` (features and head; with a star where features came
+    from the cache), ``difference`` and ``difference_interval`` (points of accuracy to the best) and ``p``.
     """
     rows = []
     for row in comparison["rows"]:
         if row["error"]:
             continue
         texts = {
-            "name": _shown(row),
+            "name": row["label"],
+            "weights": row["weights"].rstrip("/").rsplit("/", 1)[-1],
             "accuracy": percent(row["accuracy"]["value"]),
             "interval": interval(row["accuracy"]),
             "log_loss": decimal(row["log_loss"]["value"]),
-            "single": _short(row["milliseconds"]["single"]),
-            "batch": _short(row["milliseconds"]["batch"]),
-            "megabytes": _short(row["megabytes"]),
-            "seconds": _short(row["seconds"]["features"] + row["seconds"]["head"])
-            + "*" * bool(row["cached"]),
+            "single": short(row["milliseconds"]["single"]),
+            "batch": short(row["milliseconds"]["batch"]),
+            "megabytes": short(row["megabytes"]),
+            "seconds": short(row["seconds"]["features"] + row["seconds"]["head"]) + "*" * bool(row["cached"]),
             "difference": NOTHING,
             "difference_interval": "",
             "p": "best",
@@ -130,21 +128,15 @@ def table_rows(comparison: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def points(difference: float) -> str:
-    """Write a difference of two fractions in points of a hundred, with its sign: ``+1.4``, ``−0.5``, ``0``."""
-    value = round(100 * difference, 1)
-    return "0" if value == 0 else f"{value:+.1f}".replace("-", _MINUS)
-
-
 def summary(comparison: Mapping[str, Any]) -> str:
     """Say in one or two sentences which backbone to take."""
     rows = [row for row in comparison["rows"] if not row["error"]]
     if not rows:
         return "No backbone could be measured."
     tested = plural(comparison["pictures"], "test picture")
-    alike = [_shown(row) for row in rows[1:] if not _is_worse(row)]
-    worse = [_shown(row) for row in rows[1:] if _is_worse(row)]
-    best = f"{_shown(rows[0])} has the highest accuracy on {tested}, {percent(rows[0]['accuracy']['value'])}"
+    alike = [row["label"] for row in rows[1:] if not _is_worse(row)]
+    worse = [row["label"] for row in rows[1:] if _is_worse(row)]
+    best = f"{rows[0]['label']} has the highest accuracy on {tested}, {percent(rows[0]['accuracy']['value'])}"
     parts = []
     if alike:
         parts.append(f"{names(alike)} cannot be told from it on so many pictures")
@@ -154,8 +146,8 @@ def summary(comparison: Mapping[str, Any]) -> str:
     if comparison["fastest"] == comparison["best"] or not alike:
         return told
     fastest = next(row for row in rows if row["name"] == comparison["fastest"])
-    milliseconds = f"{_short(fastest['milliseconds']['single'])} ms a picture"
-    return f"{told} {_shown(fastest)} answers fastest of {'both' if len(alike) == 1 else 'them'}: {milliseconds}."
+    milliseconds = f"{short(fastest['milliseconds']['single'])} ms a picture"
+    return f"{told} {fastest['label']} answers fastest of {'both' if len(alike) == 1 else 'them'}: {milliseconds}."
 
 
 def write_comparison(
@@ -190,7 +182,7 @@ def write_comparison(
 def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
     measured = [row for row in comparison["rows"] if not row["error"]]
     return {
-        "title": f"{_shown(measured[0])} leads" if measured else "No backbone could be measured",
+        "title": f"{measured[0]['label']} leads" if measured else "No backbone could be measured",
         "summary": summary(comparison),
         "rows": table_rows(comparison),
         "cached": any(row["cached"] for row in measured),
@@ -199,8 +191,8 @@ def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "confidence": percent(comparison["confidence"], 0),
         "batch": backbone_measurements.BATCH,
-        "scatter": _scatter(measured) if measured else None,
-        "forest": _forest(measured) if len(measured) > 1 else None,
+        "scatter": comparison_charts.scatter(measured) if measured else None,
+        "forest": comparison_charts.forest(measured) if len(measured) > 1 else None,
         "frame": {
             "width": charts.WIDTH,
             "height": charts.HEIGHT,
@@ -213,127 +205,15 @@ def _view(comparison: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scatter(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Accuracy with its interval against milliseconds a picture; areas are megabytes."""
-    left, right = charts.LEFT, charts.WIDTH - charts.RIGHT
-    top, bottom = charts.TOP, charts.HEIGHT - charts.BOTTOM
-    times = [row["milliseconds"]["single"] for row in rows]
-    x = charts.log_axis("milliseconds a picture (logarithmic)", times, lambda value: f"{value:.3g}")
-    ends = [row["accuracy"][end] for row in rows for end in ("low", "value")]
-    y = charts.percent_axis("test accuracy", ends, lambda value: percent(value, 0))
-    # Dots stand off the frame, so that their areas and labels have room.
-    inset = 26
-    largest = max(row["megabytes"] for row in rows)
-
-    def across(value: float) -> float:
-        return round(left + inset + x.place(value) * (right - left - 2 * inset), 1)
-
-    def up(value: float) -> float:
-        return round(bottom - y.place(value) * (bottom - top), 1)
-
-    dots: list[dict[str, Any]] = []
-    for number, row in enumerate(rows):
-        accuracy, megabytes = row["accuracy"], f"{_short(row['megabytes'])} MB"
-        dots.append(
-            {
-                "x": across(row["milliseconds"]["single"]),
-                "y": up(accuracy["value"]),
-                "low": up(accuracy["low"]),
-                "high": up(accuracy["high"]),
-                "radius": round(3 + 7 * math.sqrt(row["megabytes"] / largest), 1),
-                "colour": f"c{number % _COLOURS}",
-                "label": f"{_shown(row, 20)}, {megabytes}",
-                "note": f"{_shown(row)}: {percent(accuracy['value'])} ({interval(accuracy)}), "
-                f"{_short(row['milliseconds']['single'])} ms, {megabytes}",
-            }
-        )
-    _place_labels(dots, left=left, right=right, top=top, bottom=bottom)
-    return {
-        "x": {"label": x.label, "ticks": [{"at": across(t), "label": x.write(t)} for t in x.ticks]},
-        "y": {"label": y.label, "ticks": [{"at": up(t), "label": y.write(t)} for t in y.ticks]},
-        "dots": dots,
-        "alt": "Test accuracy against milliseconds a picture. "
-        + "; ".join(dot["note"] for dot in dots)
-        + ".",
-    }
-
-
-def _place_labels(
-    dots: list[dict[str, Any]], *, left: float, right: float, top: float, bottom: float
-) -> None:
-    """Put each dot's label beside it, inside the frame, no two on one line."""
-    taken: list[tuple[float, float, float]] = []
-    for dot in sorted(dots, key=lambda dot: dot["y"]):
-        gap, width = dot["radius"] + 5, _LETTER * len(dot["label"])
-        on_left = dot["x"] + gap + width > right and dot["x"] - left > right - dot["x"]
-        start = dot["x"] - gap - width if on_left else dot["x"] + gap
-        start = max(left, min(start, right - width))
-        wanted = max(top + 10, min(dot["y"] + 4, bottom - 6))
-        # The free line nearest to the wanted one, below it before above it.
-        steps = (wanted + sign * _LINE * k / 4 for k in range(80) for sign in (1, -1))
-        free = (
-            at
-            for at in steps
-            if top + 8 <= at <= bottom - 4
-            and all(
-                abs(at - other) >= _LINE or start > end or start + width < begin
-                for other, begin, end in taken
-            )
-        )
-        at = next(free, wanted)
-        taken.append((at, start, start + width))
-        dot["label_x"] = round(start + width if on_left else start, 1)
-        dot["label_y"], dot["anchor"] = round(at, 1), "end" if on_left else "start"
-
-
-def _forest(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The paired difference of every other backbone to the best, in points of accuracy, with its interval."""
-    others = [row for row in rows if row["to_best"]]
-    left, right, top, step = 16, charts.WIDTH - charts.RIGHT, charts.TOP, 46
-    bottom = top + step * len(others) + 6
-    ends = [100 * row["to_best"]["accuracy"][end] for row in others for end in ("low", "high")]
-    low, high = min(*ends, -1.0), max(*ends, 1.0)
-    spacing = next(s for s in (0.5, 1, 2, 5, 10, 20, 50) if (high - low) / s <= 7 or s == 50)
-    ticks = [spacing * k for k in range(math.floor(low / spacing), math.ceil(high / spacing) + 1)]
-
-    def across(value: float) -> float:
-        return round(left + 12 + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left - 24), 1)
-
-    lines = []
-    for number, row in enumerate(others):
-        apart = row["to_best"]["accuracy"]
-        lines.append(
-            {
-                "y": top + step * number + 30,
-                "label_y": top + step * number + 14,
-                "value": across(100 * apart["difference"]),
-                "low": across(100 * apart["low"]),
-                "high": across(100 * apart["high"]),
-                "colour": f"c{(number + 1) % _COLOURS}",
-                "label": f"{_shown(row, 28)}: {points(apart['difference'])} "
-                f"({points(apart['low'])} to {points(apart['high'])})",
-                "sentence": row["to_best"]["sentence"],
-            }
-        )
-    return {
-        "height": bottom + charts.BOTTOM,
-        "bottom": bottom,
-        "top": top,
-        "zero": across(0.0),
-        "ticks": [{"at": across(t), "label": points(t / 100)} for t in ticks],
-        "lines": lines,
-        "best": _shown(rows[0]),
-        "alt": f"Difference in accuracy to {_shown(rows[0])}. " + "; ".join(n["label"] for n in lines) + ".",
-    }
-
-
-def _shown(row: Mapping[str, Any], most: int = 60) -> str:
-    """Return a short name: weights by their last part."""
-    backbone, _, weights = row["name"].partition("=")
-    text = f"{backbone} ({weights.rstrip('/').rsplit('/', 1)[-1]})" if weights else backbone
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _short(value: float) -> str:
-    """Write a size or a time with the digits that matter: ``0.52``, ``8.3``, ``14``, ``1,250``."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+def _labels(given: Sequence[str]) -> dict[str, str]:
+    """Return what each is called: its backbone, with its weights where they are random or tell it from another."""
+    backbones = [name.partition("=")[0] for name in given]
+    labels = {}
+    for name in given:
+        backbone, _, weights = name.partition("=")
+        last = weights.rstrip("/").rsplit("/", 1)[-1] or "imagenet"
+        if weights == "none":
+            labels[name] = f"{backbone} (random)"
+        else:
+            labels[name] = backbone if backbones.count(backbone) == 1 else f"{backbone} ({last})"
+    return labels
