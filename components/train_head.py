@@ -10,13 +10,20 @@ def train_head(
     features: dsl.Input[dsl.Dataset],
     head: dsl.Output[dsl.Model],
     head_metrics: dsl.Output[dsl.Metrics],
+    head_type: str = "linear",
+    class_weight: str = "none",
+    seed: int = 0,
 ):
-    """Fit logistic regression over a path of L2 penalties and keep the best on validation.
+    """Fit a head over a path of L2 penalties, keep the best on held-out pictures and measure its learning curve.
 
     Args:
         features: written by extract_features.
-        head: head.npz (kernel, bias) and head.json (the whole path, what was chosen).
+        head: head.npz (kernel and bias of each layer) and head.json (the whole path, what was chosen, the learning
+            curve).
         head_metrics: validation accuracy and log loss of the chosen head.
+        head_type: linear (logistic regression) or mlp (one hidden layer).
+        class_weight: none, or balanced (each class counts alike, however many pictures it has).
+        seed: fixes the folds that choose the penalty, an mlp's start and the parts of the learning curve.
     """
     from pathlib import Path
 
@@ -24,8 +31,15 @@ def train_head(
     from graftflow.heads import write_head
 
     with atomic_directory(head.path) as folder:
-        summary = write_head(folder, features_path=features.path)
-    head.metadata.update({"backbone": summary["backbone"]["name"], "chosen_c": summary["chosen_c"]})
+        summary = write_head(
+            folder,
+            features_path=features.path,
+            head_type=head_type,
+            class_weight=class_weight,
+            seed=seed,
+        )
+    head.metadata.update({name: summary[name] for name in ("type", "class_weight", "chosen_c")})
+    head.metadata["backbone"] = summary["backbone"]["name"]
     figures = {
         "validation_accuracy": summary["validation_accuracy"],
         "validation_log_loss": summary["validation_log_loss"],
