@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def read_layers(head_path: str | Path) -> tuple[Layer, ...]:
             if "hidden_kernel" not in arrays:
                 return (last,)
             return (arrays["hidden_kernel"], arrays["hidden_bias"]), last
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(
             f"A head artifact must hold head.npz, as train_head writes it. Received: '{head_path}' "
             f"({type(error).__name__}: {error})."
@@ -260,7 +261,7 @@ def write_head(
     try:
         source = files.read_json(Path(features_path) / "features.json")
         train, validation = (_read(features_path, split) for split in ("train", "validation"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(
             f"A features artifact must hold features.json and its .npz files, as extract_features writes them. "
             f"Received: '{features_path}' ({type(error).__name__}: {error})."

@@ -31,9 +31,11 @@ def test_extract_features_names_its_backbone(artifacts, tmp_path: Path) -> None:
         backbone="efficientnet_lite0",
         weights="imagenet",
         features=features,
+        cache=str(tmp_path / "cache"),
     )
     metadata = plain(features.metadata)
     assert metadata["name"] == "efficientnet_lite0"
+    assert (metadata["computed"], metadata["cached"]) == (48, 0)
     assert len(metadata["weights_sha256"]) == 64
     assert metadata["input_size"] == 224
     assert metadata["preprocessing"] == "(x-127)/128"
@@ -56,7 +58,28 @@ def test_train_head_logs_its_validation_figures(artifacts, tmp_path: Path) -> No
     train_head.python_func(features=dsl.Dataset(uri=str(artifacts.features)), head=head, head_metrics=figures)
     assert plain(figures.metadata) == json.loads((tmp_path / "head_metrics").read_text())
     assert 0.5 < figures.metadata["validation_accuracy"] <= 1.0
-    assert head.metadata["backbone"] == "efficientnet_lite0"
+    assert plain(head.metadata) == {
+        "backbone": "efficientnet_lite0",
+        "type": "linear",
+        "class_weight": "none",
+        "chosen_c": json.loads((tmp_path / "head" / "head.json").read_text())["chosen_c"],
+    }
+
+
+def test_train_head_fits_what_it_is_asked_for(artifacts, tmp_path: Path) -> None:
+    given = {
+        "features": dsl.Dataset(uri=str(artifacts.features)),
+        "head": output(dsl.Model, tmp_path / "head"),
+        "head_metrics": output(dsl.Metrics, tmp_path / "head_metrics"),
+    }
+    with pytest.raises(InputError, match="head_type must be one of linear, mlp. Received: 'tree'"):
+        train_head.python_func(**given, head_type="tree")
+    assert not list(tmp_path.iterdir())
+    train_head.python_func(**given, head_type="mlp", class_weight="balanced", seed=2)
+    assert given["head"].metadata["type"] == "mlp"
+    assert given["head"].metadata["class_weight"] == "balanced"
+    with np.load(tmp_path / "head" / "head.npz") as arrays:
+        assert set(arrays) == {"kernel", "bias", "hidden_kernel", "hidden_bias"}
 
 
 def test_fine_tune_logs_both_candidates(artifacts, tmp_path: Path) -> None:
