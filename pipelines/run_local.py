@@ -76,6 +76,7 @@ class Observer:
         self._log, self._console = log, console
         self._started = 0.0
         self.current = ""
+        self.key = ""  # what the run calls the current step
         self.error = ""
         self.failure = ""  # of the step that failed first
 
@@ -85,13 +86,15 @@ class Observer:
         self._log.write(text + "\n")
         if match := _EXECUTING.search(text):
             self.current, self.error, self._started = _step(match[1]), "", time.monotonic()
+            self.key = self._key(self.current)
             self._console.started(self.current)
         elif match := _FINISHED.search(text):
             status = "done" if match[2] == "SUCCESS" else "failed"
-            self._finish(_step(match[1]), Step(status, self.elapsed()))
+            self._finish(_step(match[1]), self.key, Step(status, self.elapsed()))
         elif match := _CACHED.search(text):
             artifacts, outputs = run_index.read_cache_entry(self._cache, match[2])
-            self._finish(_step(match[1]), Step("cached", 0.0, artifacts, outputs))
+            name = _step(match[1])
+            self._finish(name, self._key(name), Step("cached", 0.0, artifacts, outputs))
         else:
             self._console.line(text)
             if match := _ERROR.match(text):
@@ -102,15 +105,18 @@ class Observer:
         """Return the seconds since the current step began."""
         return round(time.monotonic() - self._started, 2)
 
-    def _finish(self, name: str, step: Step) -> None:
+    def _key(self, name: str) -> str:
+        ran = sum(key.partition(" ")[0] == name for key in self._run.steps)
+        return f"{name} {ran + 1}" if ran else name
+
+    def _finish(self, name: str, key: str, step: Step) -> None:
         if name not in self._steps:
             return
         if step.status == "done":
             self._locate()
             folder = _newest(self._run.folder, name.replace("_", "-"))
             step.artifacts, step.outputs = run_index.read_executor_output(folder)
-        ran = sum(other.partition(" ")[0] == name for other in self._run.steps)
-        self._run.steps[f"{name} {ran + 1}" if ran else name] = step
+        self._run.steps[key] = step
         if step.status == "failed":
             self.failure = self.failure or self.error
         else:
@@ -227,7 +233,7 @@ def run_pipeline(
                 log.write(traceback.format_exc())
     locate()
     if run.status == "interrupted" and observer.current:
-        run.steps[observer.current] = Step("interrupted", observer.elapsed())
+        run.steps[observer.key] = Step("interrupted", observer.elapsed())
     if run.status == "succeeded" and "deploy_model" in steps and "deploy_model" not in run.steps:
         run.steps["deploy_model"] = Step("skipped")
         console.finished("deploy_model", run.steps["deploy_model"], run)

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from google.protobuf import json_format
@@ -197,6 +200,41 @@ def test_nothing_measured_is_an_error_that_says_why(local, picture_folder: Path)
     assert last.startswith(
         "error: compare_backbones: At least one backbone must be measured. Received: vgg16="
     )
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_backbone_at_work_and_starts_no_other(
+    picture_folder: Path, tmp_path: Path, asked: signal.Signals
+) -> None:
+    runs = tmp_path / "runs"
+    flags = {
+        "dataset": f"directory:{picture_folder}",
+        "backbones": "efficientnet_lite0, mobilenetv3small=none",
+    }
+    process = subprocess.Popen(
+        command(runs, **flags), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    partial = "compare-backbones-*/*-iteration-0/measure-backbone/.measurement.*"
+    deadline = time.monotonic() + 60
+    while not list(runs.glob(partial)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    os.kill(process.pid, asked)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, printed + errors
+    assert "interrupted" in errors.strip().splitlines()[-1]
+    assert not [child for child in children if child.is_running()]
+    assert printed.count("▸ measure_backbone") == 1
+    (folder,) = runs.glob("compare-backbones-*")
+    stopped = run_index.load(folder)
+    assert stopped.status == "interrupted"
+    assert {name: step.status for name, step in stopped.steps.items()} == {
+        "check_comparison": "done",
+        "download_data": "done",
+        "measure_backbone": "interrupted",
+    }
+    assert not list(folder.rglob("*.partial*"))
 
 
 @pytest.mark.parametrize(
