@@ -191,7 +191,7 @@ def _fetch_known(builder: Any, downloads: Path, mirrors: Sequence[str]) -> int:
         name = info.filename or file_name(url)
         sources = [url, *(mirrored(mirror, name) for mirror in mirrors)]
         try:
-            download(sources, found[0], sha256=info.checksum, size=int(info.size))
+            download(sources, found[0], sha256=info.checksum, size=int(info.size), name=name)
         except DownloadError as error:
             raise InputError(
                 f"tfds data set '{builder.name}' needs '{name}'. {error} Go on with mirrors= addresses of folders "

@@ -40,6 +40,7 @@ def download(
     sha256: str = "",
     size: int | None = None,
     revalidate: bool = False,
+    name: str = "",
 ) -> str:
     """Fetch a file from the first of its sources that has it; it takes its name when it is complete and right.
 
@@ -57,6 +58,7 @@ def download(
         size: bytes, where known.
         revalidate: keep the file's origin in ``NAME.origin.json``, and take a file that is there unless its server
             has another one now. A server that cannot be asked does not matter.
+        name: what messages call the file; by default its name at the destination.
 
     Returns:
         The file's SHA-256, in hexadecimal.
@@ -81,7 +83,7 @@ def download(
                     return digest
                 if sha256:
                     path.unlink()  # it is not what it should be, whatever comes now
-            part = Part(path)
+            part = Part(path, name or path.name)
             try:
                 digest, origin = _from_any(sources, part, sha256, size)
                 os.replace(part.path, path)

@@ -68,10 +68,10 @@ class Origin:
 class Part:
     """The unfinished file beside the destination, ``NAME.part``, and ``NAME.part.json``, its origin."""
 
-    def __init__(self, destination: Path) -> None:
+    def __init__(self, destination: Path, name: str) -> None:
         self.path = destination.with_name(f"{destination.name}.part")
         self._json = destination.with_name(f"{destination.name}.part.json")
-        self.name = destination.name
+        self.name = name
 
     @property
     def size(self) -> int:

@@ -345,3 +345,21 @@ def test_addresses_are_split_and_mirrored() -> None:
             split_checksum(f"https://h/a.zip#{fragment}")
     assert mirrored("https://m/x/", "a.zip") == mirrored("https://m/x", "a.zip") == "https://m/x/a.zip"
     assert mirrored("https://m?sig=1", "a.zip") == "https://m/a.zip?sig=1"
+
+
+def test_weights_with_a_checksum_are_checked_each_time(
+    server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graftflow.backbones import _local_file
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server.files["/w.h5"] = File(CONTENT)
+    address = f"{server.url}/w.h5"
+    path = _local_file(f"{address}#sha256={SHA256}")
+    assert path.read_bytes() == CONTENT
+    assert _local_file(address) == path
+    path.write_bytes(OTHER)
+    assert _local_file(f"{address}#sha256={SHA256}").read_bytes() == CONTENT
+    assert len(server.log) == 2
+    with pytest.raises(DownloadError, match=r"w\.h5': its file has the SHA-256"):
+        _local_file(f"{address}#sha256={'0' * 64}")
