@@ -137,11 +137,11 @@ def _prepare(
             builder.download_and_prepare()
             return builder
         final.parent.mkdir(parents=True, exist_ok=True)
-        with locked(final) as waited:
-            if waited:  # what the other process made is read when a builder is made
-                builder = _builder(tfds, name, data_dir)
-            if builder.data_path.exists():
-                return builder
+        with locked(final):
+            if (
+                builder.data_path.exists()
+            ):  # made by another process; a builder reads it when it is made itself
+                return _builder(tfds, name, data_dir)
             downloads = Path(builder.data_dir_root) / "downloads"
             if own:
                 _remove_left_over(tfds, final, downloads / builder.name)

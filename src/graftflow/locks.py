@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,8 +27,9 @@ def locked(path: Path) -> Iterator[bool]:
         except OSError:
             pass  # a file system without locks: as good as it gets
         # The process before removed the file that it had locked: only the one that is there counts.
-        if lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno())):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+                break
         file.close()
     try:
         yield waited
