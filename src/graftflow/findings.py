@@ -32,7 +32,17 @@ SUFFIXES = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
 _FORMATS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
-_KINDS = {"has the same bytes as": "equal bytes in two classes", "cannot be decoded": "cannot be decoded"}
+# How a reason begins, and what all reasons of its kind are counted as.
+_KINDS = {
+    "is an empty file": "empty",
+    "is truncated": "truncated",
+    "has a broken header": "broken header",
+    "is no JPEG": "no picture",
+    "cannot be decoded": "cannot be decoded",
+    "cannot be read": "cannot be read",
+    "has the same bytes as": "equal bytes in two classes",
+    "stands beside": "beside the class folders",
+}
 
 
 def describe(

@@ -11,7 +11,15 @@ from graftflow.datasets import load_info
 from graftflow.errors import InputError
 
 
-def run(path: Path, source: str = "digits", test_fraction: float = 0.2) -> dsl.Dataset:
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's home, where the cache is."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+def run(path: Path, source: str = "digits", test_fraction: float = 0.2, mirrors: str = "") -> dsl.Dataset:
     dataset = dsl.Dataset(uri=str(path))
     download_data.python_func(
         source=source,
@@ -19,6 +27,7 @@ def run(path: Path, source: str = "digits", test_fraction: float = 0.2) -> dsl.D
         validation_fraction=0.2,
         test_fraction=test_fraction,
         dataset=dataset,
+        mirrors=mirrors,
     )
     return dataset
 
@@ -32,6 +41,8 @@ def test_the_step_writes_the_artifact_and_says_what_it_holds(tmp_path: Path) -> 
     assert facts["pictures"] == info.pictures == 1797
     assert facts["digest"] == info.digest
     assert facts["source"] == "digits"
+    assert facts["left_out"] == facts["duplicates"] == facts["near_duplicates"] == facts["leaks"] == 0
+    assert facts["small"] == 1797
     assert [p.name for p in tmp_path.iterdir()] == ["dataset"]
 
 
@@ -54,6 +65,18 @@ def test_a_failed_step_leaves_nothing_and_keeps_what_stood_there(
         "dataset",
         "dataset/old",
     ]
+
+
+def test_a_mirror_that_is_no_address_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Received: .*somewhere"):
+        run(tmp_path / "dataset", mirrors="somewhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_a_finished_conversion_stays_in_the_cache(tmp_path: Path, home: Path) -> None:
+    run(tmp_path / "dataset")
+    (conversions,) = home.rglob("conversions")
+    assert list(conversions.iterdir()) == []
 
 
 def test_the_compiled_component_describes_its_settings() -> None:

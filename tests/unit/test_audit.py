@@ -12,6 +12,7 @@ from PIL import Image
 
 from graftflow.datasets import write_dataset
 from graftflow.errors import InputError
+from graftflow.files import read_json
 from graftflow.splits import SPLITS
 from tests.unit.pictures_on_disk import (
     cats_and_dogs,
@@ -160,6 +161,56 @@ def test_plain_pictures_keep_their_bytes_and_decode_in_tensorflow(tmp_path: Path
             assert pixels.shape == (30, 40, 3)
 
 
+def detailed(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """Noise of 8 pixels a grain: a picture with edges, unlike every other of another size."""
+    grain = np.random.default_rng(size).integers(0, 256, (24, 32, 3), np.uint8)
+    return Image.fromarray(grain).resize(size, Image.Resampling.NEAREST).convert(mode)
+
+
+def test_what_is_odd_about_kept_pictures_is_counted_and_listed(tmp_path: Path) -> None:
+    files = {
+        f"{label}/{i}.jpg": encode(photo(1000 * k + i, (400, 300)), "JPEG")
+        for k, label in enumerate(("cat", "dog"))
+        for i in range(30 if label == "cat" else 8)
+    }
+    odd = {
+        "cat/png.jpg": (encode(detailed((200, 160)), "PNG"), "wrong_format", "PNG inside .jpg"),
+        "cat/webp.PNG": (encode(detailed((210, 160)), "WEBP"), "wrong_format", "WEBP inside .PNG"),
+        "cat/grey.jpg": (encode(detailed((220, 160), "L"), "JPEG"), "grey", "no colours"),
+        "cat/grey-rgb.jpg": (encode(detailed((230, 160), "L").convert("RGB"), "JPEG"), "grey", "no colours"),
+        "cat/small.jpg": (encode(detailed((70, 70)), "JPEG"), "small", "70 × 70 px"),
+        "cat/long.jpg": (encode(detailed((800, 200)), "JPEG"), "elongated", "800 × 200 px"),
+        "cat/dark.jpg": (
+            encode(Image.new("RGB", (200, 200), (9, 9, 30)), "JPEG"),
+            "plain",
+            "hardly more than one",
+        ),
+        "cat/three-to-one.jpg": (encode(detailed((600, 200)), "JPEG"), "", ""),
+        "cat/picture.bmp": (encode(detailed((300, 200)), "BMP"), "converted", "BMP"),
+    }
+    files |= {path: data for path, (data, _, _) in odd.items()}
+    dataset, info = write(
+        make_folder(tmp_path / "pets", files | {"cat/empty.jpg": b"", "dog/empty.jpg": b""})
+    )
+    audit = read_json(dataset / "audit.json")
+    found = {kind: {row["path"]: row["detail"] for row in f["rows"]} for kind, f in audit["findings"].items()}
+    for path, (_, kind, detail) in odd.items():
+        if kind:
+            assert found[kind][path].startswith(detail), path
+    assert all(len(rows) == audit["findings"][kind]["count"] for kind, rows in found.items())
+    expected = {"wrong_format": 2, "grey": 2, "small": 1, "elongated": 1, "plain": 1, "converted": 2}
+    assert {kind: info.audit[kind] for kind in expected} == expected
+    assert audit["left_out"] == {"empty": 2}
+    assert audit["balance"] == {
+        "largest": {"class": "cat", "pictures": 39},
+        "smallest": {"class": "dog", "pictures": 8},
+        "ratio": 4.875,
+        "warning": True,
+    }
+    assert info.audit["imbalance"] == 4.875
+    assert audit["rules"]["imbalance"] == 3
+
+
 @pytest.mark.skipif(not CATS_AND_DOGS.is_dir(), reason=f"there are no photographs in {CATS_AND_DOGS}")
 def test_photographs_of_cats_and_dogs_are_kept_as_they_are(tmp_path: Path) -> None:
     info = write_dataset(
@@ -171,5 +222,6 @@ def test_photographs_of_cats_and_dogs_are_kept_as_they_are(tmp_path: Path) -> No
     )
     assert info.classes == ("cat", "dog")
     assert info.audit["left_out"] == info.audit["converted"] == 0
+    assert info.audit["near_duplicates"] == info.audit["duplicates"] == 0
     assert info.pictures == sum(1 for _ in CATS_AND_DOGS.rglob("*.jpg"))
     assert info.counts["test"]["cat"] == info.counts["test"]["dog"]

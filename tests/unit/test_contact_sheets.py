@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from graftflow.contact_sheets import draw_contact_sheet
+from graftflow.contact_sheets import draw_contact_sheet, draw_pairs
 from tests.unit.pictures_on_disk import bmp, cats_and_dogs, encode, make_folder, write
 
 
@@ -31,3 +31,14 @@ def test_a_contact_sheet_draws_the_pictures_it_is_given() -> None:
     sheet = draw_contact_sheet([("a", "2 pictures", [red, blue])], heading="2 pictures")
     colours = Counter(sheet.get_flattened_data())
     assert colours[255, 0, 0] == colours[0, 0, 255] == 108 * 108
+
+
+def test_a_pair_is_drawn_whole_side_by_side() -> None:
+    red, blue = (encode(Image.new("RGB", (50, 100), c), "PNG") for c in ("red", "blue"))
+    for count, width in ((1, 640), (5, 1340)):
+        sheet = draw_pairs(
+            [("mirrored", [("a/1.png", red), ("b — Ελληνικά/2.png", blue)])] * count, heading="x"
+        )
+        assert width <= sheet.width <= 1400
+        colours = Counter(sheet.get_flattened_data())
+        assert colours[255, 0, 0] == colours[0, 0, 255] == count * 100 * 200

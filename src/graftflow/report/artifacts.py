@@ -66,6 +66,17 @@ class Artifacts:
         ):
             return [{"path": r["path"], "reason": r["reason"]} for r in csv.DictReader(file)]
 
+    def audit(self) -> dict[str, Any] | None:
+        """Return what the data set's ``audit.json`` says; ``None`` where an earlier version wrote the data set."""
+        file = self.file("dataset", "audit.json")
+        if not file.exists():
+            return None
+        with self.blaming("dataset"):
+            said = read_json(file)
+            if not isinstance(said, dict):
+                raise self._error("dataset", "audit.json holds no object")
+            return said
+
     @contextmanager
     def blaming(self, name: str) -> Iterator[None]:
         """Turn errors of the block into the one that names an artifact."""

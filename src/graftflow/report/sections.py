@@ -1,4 +1,4 @@
-"""The page's sections about the run: verdict, data, training, use. Each returns what the template shows."""
+"""The page's sections about the run: verdict, training, use. Each returns what the template shows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,11 +15,8 @@ from graftflow.report.charts import (
     percent_axis,
     power_of_ten,
 )
-from graftflow.report.images import Album
-
-SPLITS = ("train", "validation", "test")
-MOST_CLASSES = 200
-MOST_LEFT_OUT = 20
+from graftflow.report.data import MOST_CLASSES as MOST_CLASSES
+from graftflow.report.data import data as data
 
 
 def verdict(artifacts: Artifacts, min_accuracy: float) -> dict[str, Any]:
@@ -87,60 +84,6 @@ def _gauge(accuracy: Mapping[str, Any], min_accuracy: float) -> dict[str, Any]:
     }
     ticks = [{"at": round(100 * axis.place(t), 2), "label": axis.write(t)} for t in axis.ticks]
     return {**places, "ticks": ticks}
-
-
-def data(artifacts: Artifacts, album: Album) -> dict[str, Any]:
-    """The data set, what its audit found and what it looks like."""
-    dataset, left_out = artifacts["dataset"], artifacts.left_out()
-    audit, counts = dataset["audit"], dataset["counts"]
-    classes = artifacts["evaluation"]["classes"]
-    rows = [_class_counts(name, counts) for name in classes]
-    largest, smallest = (f(row["total"] for row in rows) for f in (max, min))
-    shown = sorted(rows, key=lambda r: r["total"])[:MOST_CLASSES] if len(rows) > MOST_CLASSES else rows
-    for row in rows:
-        row["share"] = round(100 * row["total"] / max(1, largest), 1)
-    conversions = audit.get("conversions") or {}
-    return {
-        "source": dataset["source"],
-        "note": dataset["note"],
-        "splits": SPLITS,
-        "classes": numbers.plural(len(rows), "class"),
-        "rows": shown,
-        "more_rows": len(rows) - len(shown),
-        "totals": [sum(counts[split].values()) for split in SPLITS],
-        "total": sum(row["total"] for row in rows),
-        "balance": _balance(smallest, largest),
-        "audit": {
-            "pictures": numbers.count(audit["pictures"]),
-            "left_out": numbers.count(audit["left_out"]),
-            "duplicates": numbers.count(audit["duplicates"]),
-            "converted": numbers.count(audit["converted"]),
-            "conversions": [f"{what}: {numbers.count(n)}" for what, n in conversions.items()],
-            "formats": [f"{what}: {numbers.count(n)}" for what, n in audit["formats"].items()],
-            "widths": _range(audit["widths"]),
-            "heights": _range(audit["heights"]),
-        },
-        "left_out": left_out[:MOST_LEFT_OUT],
-        "more_left_out": max(0, len(left_out) - MOST_LEFT_OUT),
-        "contact_sheet": album.add("dataset", artifacts.file("dataset", "contact_sheet.jpg"), side=1800),
-    }
-
-
-def _class_counts(name: str, counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    found = [counts[split].get(name, 0) for split in SPLITS]
-    return {"name": name, "counts": found, "total": sum(found)}
-
-
-def _balance(smallest: int, largest: int) -> str:
-    if smallest == largest:
-        return f"Every class has {numbers.plural(largest, 'picture')}."
-    ratio = f"{largest / smallest:.1f} times as many pictures as" if smallest else "pictures, unlike"
-    return f"The largest class ({largest:,}) has {ratio} the smallest ({smallest:,})."
-
-
-def _range(sizes: Mapping[str, float]) -> str:
-    low, middle, high = (numbers.count(sizes[name]) for name in ("minimum", "median", "maximum"))
-    return f"{low} px, all alike" if low == high else f"{low} to {high} px, median {middle}"
 
 
 def training(artifacts: Artifacts) -> dict[str, Any]:
