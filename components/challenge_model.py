@@ -36,7 +36,7 @@ def challenge_model(
     from pathlib import Path
 
     from graftflow.files import atomic_directory, write_json
-    from graftflow.sources import parse_source
+    from graftflow.sources import check_mirrors, parse_source
 
     parse_source(source)  # before TensorFlow is loaded: a typing error shows at once
     from graftflow.challenges import write_challenge
@@ -51,7 +51,7 @@ def challenge_model(
             num_pictures=num_pictures,
             seed=seed,
             cache=cache or None,
-            mirrors=tuple(part.strip() for part in mirrors.split(",") if part.strip()),
+            mirrors=check_mirrors(mirrors),
         )
     write_page(challenge_page.path, challenge_path=challenge.path)
     figures = key_figures(challenge.path)

@@ -150,7 +150,7 @@ def _open(
     if kind == "directory" and root.is_dir() and not _is_dataset(root):
         yield _open_loose(root)
         return
-    with open_source(source, scratch=scratch) as opened:
+    with open_source(source, scratch=scratch, cache=cache, mirrors=mirrors) as opened:
         yield opened
 
 
@@ -194,4 +194,4 @@ def _gone() -> bytes:
 
 
 def _spooled(picture: Audited, spool: Spool) -> Challenger:
-    return Challenger(picture.path, picture.label, picture.sha256, spool.add(picture.data))
+    return Challenger(picture.path, picture.label, picture.facts.sha256, spool.add(picture.data))

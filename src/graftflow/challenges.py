@@ -160,7 +160,7 @@ def answers_of(model: Any) -> Answers:
     function, width = frozen_function(joined, int(model.input_shape[1])), int(pooled.shape[-1])
 
     def answers(pixels: Array) -> tuple[Array, Array]:
-        found = function(pixels).numpy()
+        found = function(tf.convert_to_tensor(pixels)).numpy()
         return found[:, :width], found[:, width:]
 
     return answers
@@ -199,7 +199,7 @@ def _challenge(
     }
     scores = {name: score(found) for name, score in score_of.items()}
     rows = {
-        name: _score_row(scores[name], score(own["test"]), score(own["validation"]), seed)
+        name: _score_row(name, scores[name], score(own["test"]), score(own["validation"]), seed)
         for name, score in score_of.items()
     }
     probabilities = found.probabilities()
@@ -280,14 +280,18 @@ def _answer(
     return _Answered(features, logits, np.asarray(labels, np.int64))
 
 
-def _score_row(challenge: Array, test: Array, validation: Array, seed: int) -> dict[str, Any]:
+def _score_row(name: str, challenge: Array, test: Array, validation: Array, seed: int) -> dict[str, Any]:
     threshold = familiarity.familiarity_threshold(validation)
-    pool = np.concatenate([challenge, test])
-    low, high = np.quantile(pool, [0.005, 0.995])
-    edges = np.linspace(min(low, threshold), max(high, threshold, min(low, threshold) + 1e-6), BINS + 1)
+    low, high = np.quantile(np.concatenate([challenge, test]), [0.005, 0.995])
+    low, high = min(low, threshold), max(high, threshold)
+    if name == "max_softmax":  # most are near 0: a logarithmic axis tells them apart
+        low = max(low, 1e-6)
+        edges = np.geomspace(low, max(high, 2 * low), BINS + 1)
+    else:
+        edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
     shares = {
-        name: (np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / len(part)).tolist()
-        for name, part in (("challenge", challenge), ("test", test))
+        whose: (np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] / len(part)).tolist()
+        for whose, part in (("challenge", challenge), ("test", test))
     }
     return {
         **familiarity.separation(test, challenge, seed=seed),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from graftflow import metrics
 from graftflow.errors import InputError
-from graftflow.heads import log_softmax
+from graftflow.logistic import log_softmax
 
 Array = npt.NDArray[Any]
 
@@ -117,10 +117,10 @@ def leading(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the score that speaks for all: the first, unless another one's AUC is clearly higher.
 
     Args:
-        rows: name → what :func:`separation` returned; clearly higher is an interval wholly above the first one's.
+        rows: name → what :func:`separation` returned; clearly higher is an interval wholly above the first one's AUC.
     """
     first = next(iter(rows))
-    better = [name for name, row in rows.items() if row["auc"]["low"] > rows[first]["auc"]["high"]]
+    better = [name for name, row in rows.items() if row["auc"]["low"] > rows[first]["auc"]["value"]]
     return max(better, key=lambda name: rows[name]["auc"]["value"], default=first)
 
 

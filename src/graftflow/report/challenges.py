@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from graftflow.errors import InputError
 from graftflow.files import atomic_file, read_json
 from graftflow.report import numbers
-from graftflow.report.charts import Axis, Chart, Guide, Point, Series
+from graftflow.report.charts import Axis, Chart, Guide, Point, Series, log_axis, power_of_ten
 from graftflow.report.images import Album, encode_within
 
 MOST_BYTES = 1_900_000
@@ -37,13 +37,13 @@ _SCORES = {
         "Mahalanobis distance",
         "Mahalanobis",
         "how far the features lie from the nearest class of the training pictures, in deviations",
-        "Lee et al. 2018, section 2.1",
+        "Lee et al. 2018, section\N{NO-BREAK SPACE}2.1",
     ),
     "energy": _Score(
         "Energy",
         "energy",
         "how little all logits together speak for any class: −logsumexp of the logits",
-        "Liu et al. 2020, section 3",
+        "Liu et al. 2020, section\N{NO-BREAK SPACE}3",
     ),
     "max_softmax": _Score(
         "Lack of confidence",
@@ -336,8 +336,11 @@ def _histogram(name: str, row: Mapping[str, Any]) -> Chart:
     shares = {"own test pictures": row["histogram"]["test"], "challenge": row["histogram"]["challenge"]}
     top = max(map(max, shares.values()))
     ticks = _round_ticks(0.0, top)
-    across = Axis(
-        f"{_in_text(name)}, stranger →", edges[0], edges[-1], _round_ticks(edges[0], edges[-1]), _written
+    label = f"{_in_text(name)}, stranger →"
+    across = (
+        log_axis(label, [edges[0], edges[-1]], power_of_ten)
+        if name == "max_softmax"
+        else Axis(label, edges[0], edges[-1], _round_ticks(edges[0], edges[-1]), _written)
     )
     up = Axis("share of pictures", 0.0, top * 1.04, ticks, lambda share: f"{100 * share:.3g} %")
     threshold = row["threshold"]
