@@ -5,9 +5,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from graftflow import backbones, files, training
+from graftflow import activations, backbones, files, fine_tuning, heads, training
+from graftflow.calibration import with_temperature
 from graftflow.errors import InputError
 
 
@@ -48,21 +48,6 @@ def test_only_the_last_block_changes_and_batchnorm_never(artifacts) -> None:
     assert model.get_layer("backbone").trainable is False
 
 
-def test_unfreezing_leaves_normalisation_in_inference_mode() -> None:
-    features = backbones.build("mobilenetv2", weights="none")
-    model = training.build_classifier(features, np.zeros((1280, 2), "f4"), np.zeros(2, "f4"))
-    training.unfreeze_last_blocks(model, "mobilenetv2", 2)
-    layers = model.get_layer("backbone").layers
-    trainable = [layer.name for layer in layers if layer.trainable and layer.weights]
-    assert trainable
-    assert all(name.startswith(("block_15", "block_16", "Conv_1")) for name in trainable)
-    assert not [x for x in layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
-    statistics = [w.numpy() for w in model.get_layer("backbone").non_trainable_weights]
-    model(np.random.default_rng(0).random((2, 224, 224, 3), dtype="f4"), training=True)
-    for old, new in zip(statistics, model.get_layer("backbone").non_trainable_weights, strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
 def test_the_result_is_never_worse_than_the_head_on_validation(artifacts, tmp_path: Path) -> None:
     # A learning rate that ruins the network: what comes back is the head alone.
     ruined = training.write_model(tmp_path, **settings(artifacts, learning_rate=1.0, num_blocks=3))
@@ -70,29 +55,30 @@ def test_the_result_is_never_worse_than_the_head_on_validation(artifacts, tmp_pa
     assert ruined["fine_tuned"]["log_loss"] > ruined["head"]["log_loss"]
     delivered = training.load_classifier(tmp_path)
     features = backbones.build("efficientnet_lite0")
-    with np.load(artifacts.head / "head.npz") as arrays:
-        head_alone = training.build_classifier(features, arrays["kernel"], arrays["bias"])
+    head_alone = training.build_classifier(features, heads.read_layers(artifacts.head))
     pixels = np.random.default_rng(0).random((2, 224, 224, 3), dtype="f4")
-    np.testing.assert_allclose(delivered(pixels), head_alone(pixels), atol=1e-6)
+    expected = with_temperature(head_alone(pixels).numpy(), ruined["temperature"])
+    np.testing.assert_allclose(delivered(pixels), expected, atol=1e-5)
+
+
+def logits_of(*certainties: float) -> np.ndarray:
+    """Logits of two classes whose difference says how sure the model is of class 0; negative is a mistake."""
+    return np.array([[c, 0.0] for c in certainties])
 
 
 @pytest.mark.parametrize(
     ("candidate", "incumbent", "better"),
     [
-        ((0.9, 0.2), (0.9, 0.3), True),
-        ((0.95, 0.2), (0.9, 0.3), True),
-        ((0.89, 0.1), (0.9, 0.3), False),
-        ((0.95, 0.4), (0.9, 0.3), False),
-        ((0.9, 0.3), (0.9, 0.3), False),
-        ((0.9, float("nan")), (0.9, 0.3), False),
+        ((2.0, 2.1, 1.9, 2.0), (1.0, 1.1, 0.9, 1.2), True),
+        ((2.0, 2.0, 2.0, -0.1), (1.0, 1.0, 1.0, 0.1), False),  # a mistake more
+        ((2.0, 2.0, 2.0, 2.0), (2.0, 2.0, 2.0, 2.0), False),
+        ((3.0, 0.1, 0.1, 0.1), (0.1, 0.2, 0.2, 0.2), False),  # one picture alone is no evidence
+        ((float("nan"),) * 4, (1.0,) * 4, False),
     ],
 )
-def test_better_means_no_less_accuracy_and_a_smaller_loss(candidate, incumbent, better) -> None:
-    names = ("accuracy", "log_loss")
-    assert (
-        training.is_better(dict(zip(names, candidate, strict=True)), dict(zip(names, incumbent, strict=True)))
-        is better
-    )
+def test_better_means_no_less_accuracy_and_a_loss_smaller_beyond_noise(candidate, incumbent, better) -> None:
+    labels = np.zeros(4, int)
+    assert training.is_better(logits_of(*candidate), logits_of(*incumbent), labels) is better
 
 
 def test_the_same_seed_gives_the_same_model(artifacts, tmp_path: Path) -> None:
@@ -114,18 +100,50 @@ def test_no_block_means_the_head_alone(artifacts, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.keras"]
 
 
-def test_augmentation_stays_in_range_and_repeats_by_seed(picture_folder: Path) -> None:
-    from graftflow.preprocessing import decode
+def test_the_temperature_is_folded_in_and_told(artifacts, tmp_path: Path) -> None:
+    summary = training.write_model(tmp_path, **settings(artifacts, num_blocks=0))
+    layers = heads.read_layers(artifacts.head)
+    kernel = training.load_classifier(tmp_path).get_layer("logits").get_weights()[0]
+    np.testing.assert_allclose(kernel * summary["temperature"], layers[-1][0], rtol=1e-5)
+    assert summary["calibrated"]["accuracy"] == summary["head"]["accuracy"]
 
-    picture = next(picture_folder.rglob("*.png")).read_bytes()
-    pixels = decode(tf.constant(picture), 64)
-    views = [training.augment(pixels, tf.constant([0, i], tf.int64)).numpy() for i in range(20)]
-    assert all(view.shape == (64, 64, 3) for view in views)
-    assert min(view.min() for view in views) >= 0.0
-    assert max(view.max() for view in views) <= 1.0
-    assert len({view.tobytes() for view in views}) == 20
-    again = training.augment(pixels, tf.constant([0, 7], tf.int64)).numpy()
-    np.testing.assert_array_equal(views[7], again)
+
+@pytest.mark.parametrize("num_views", [0, 2])
+def test_views_are_kept_or_made_anew_and_both_train(artifacts, tmp_path: Path, num_views: int) -> None:
+    changes = {"num_views": num_views, "epochs": 3, "patience": 9}
+    summary = training.write_model(tmp_path, **settings(artifacts, **changes))
+    assert summary["views"] == num_views
+    assert len(summary["history"]) == 3
+    assert summary["history"][-1]["train_loss"] < 2 * summary["history"][0]["train_loss"]
+
+
+def test_a_killed_step_computes_no_view_again(artifacts, tmp_path: Path, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    changes = {"num_views": 1, "epochs": 2, "cache": tmp_path / "cache"}
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(fine_tuning, "_write_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.write_model(tmp_path / "model", **settings(artifacts, **changes))
+    monkeypatch.undo()
+    (view,) = (tmp_path / "cache").rglob("view-0.npy")
+    before = view.stat().st_mtime_ns
+    seen = []
+    monkeypatch.setattr(activations.ViewSource, "_pixels", lambda *a, **k: seen.append(a))
+    summary = training.write_model(tmp_path / "model", **settings(artifacts, **changes))
+    assert before
+    assert not seen
+    assert len(summary["history"]) == 2
+    # Done: nothing waits for another try.
+    assert not list((tmp_path / "cache").rglob("*.np[yz]"))
+
+
+def test_large_views_are_not_kept() -> None:
+    assert activations.views_that_fit(1000, (7, 7, 192), 4, input_size=224) == 4
+    assert activations.views_that_fit(1_000_000, (7, 7, 192), 4, input_size=224) == 0
+    assert activations.views_that_fit(200_000, (7, 7, 192), 4, input_size=224) == 2
+    assert activations.views_that_fit(10, (112, 112, 32), 4, input_size=224) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,351 @@
+"""Training of the tail: AdamW with a rate for each block, warm-up and cosine decay, averaged weights, and resuming."""
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from graftflow import files
+from graftflow.activations import ViewSource
+from graftflow.augmentation import check_augmentation, mix
+from graftflow.errors import InputError, unknown_name
+from graftflow.progress import Progress
+
+Array = npt.NDArray[Any]
+
+PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
+# Tensor cores, which make 16 bits faster, came with this compute capability (NVIDIA Volta).
+_TENSOR_CORES = (7, 0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the tail is trained.
+
+    Attributes:
+        epochs: passes over the training pictures, at most.
+        learning_rate: highest rate of AdamW, reached by the head and the last block.
+        layer_decay: the rate of each block is that of the next one times this, 0 to 1 (Howard and Ruder 2018,
+            section 3.1: discriminative fine-tuning).
+        warmup_fraction: part of all steps in which the rate rises from 0; then it falls to 0 along a cosine
+            (Loshchilov and Hutter 2017).
+        weight_decay: decoupled (Loshchilov and Hutter 2019), of kernels only.
+        label_smoothing: part of the target that is shared among all classes, 0 to below 1.
+        mixup: α of the Beta distribution that shares are drawn from (Zhang et al. 2018); 0 mixes nothing.
+        clip_norm: largest norm of the whole gradient.
+        ema_decay: of the exponential moving average of the weights, which is what validation sees and what is
+            kept (Polyak and Juditsky 1992); 0 keeps the last weights.
+        patience: epochs without a smaller validation log loss after which training stops.
+        precision: ``auto`` is ``mixed_float16`` on a GPU with tensor cores and ``float32`` elsewhere.
+        num_views: augmented views of each picture whose activations at the cut are kept; 0 makes a new view each
+            epoch.
+        augmentation: ``none``, ``light`` or ``strong``.
+        batch_size: pictures a step.
+        seed: fixes order, augmentation, mixing and dropout.
+    """
+
+    epochs: int
+    learning_rate: float
+    layer_decay: float = 0.7
+    warmup_fraction: float = 0.1
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+    patience: int = 3
+    precision: str = "auto"
+    num_views: int = 4
+    augmentation: str = "light"
+    batch_size: int = 32
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InputError for the first value out of its range."""
+        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("num_views", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}. Received: {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be a positive number. Received: {value}")
+        for name in ("weight_decay", "mixup"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} must be 0 or a positive number. Received: {value}")
+        for name in ("label_smoothing", "ema_decay", "warmup_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1. Received: {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1. Received: {self.layer_decay}")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        check_augmentation(self.augmentation)
+
+
+class DiscriminativeAdamW(keras.optimizers.AdamW):  # type: ignore[misc]
+    """AdamW whose rate is scaled for each variable.
+
+    Args:
+        factors: pairs of a ``keras.Variable`` and what its rate is multiplied with; 1 for variables not named.
+        **settings: of ``keras.optimizers.AdamW``.
+    """
+
+    def __init__(self, factors: Iterable[tuple[Any, float]], **settings: Any) -> None:
+        super().__init__(**settings)
+        # update_step gets TensorFlow's own variables.
+        self._factors = {variable.value.ref(): factor for variable, factor in factors}
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Apply one gradient at the variable's own rate."""
+        factor = self._factors.get(variable.ref(), 1.0)
+        super().update_step(gradient, variable, learning_rate * factor)
+
+
+def resolve_precision(precision: str) -> str:
+    """Return what ``auto`` means on this machine; other values as they are."""
+    if precision != "auto":
+        return precision
+    devices = tf.config.list_physical_devices("GPU")
+    capable = bool(devices) and all(
+        tf.config.experimental.get_device_details(device).get("compute_capability", (0, 0)) >= _TENSOR_CORES
+        for device in devices
+    )
+    return "mixed_float16" if capable else "float32"
+
+
+class Trainer:
+    """Trains a tail on activations.
+
+    Args:
+        model: ``keras.Model`` from activations at the cut to logits ``(n, k)``; what is trainable in it is trained.
+        recipe: how.
+        block_depths: for the path of a variable its block's distance from the end; what is not named is the head.
+        class_weights: ``float (k,)``, what an example of each class counts.
+        num_batches: steps an epoch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        *,
+        block_depths: Mapping[str, int],
+        class_weights: Array,
+        num_batches: int,
+    ) -> None:
+        recipe.check()
+        self._model, self._recipe = model, recipe
+        self._class_weights = class_weights.astype(np.float32)
+        self._num_batches = num_batches
+        self._precision = resolve_precision(recipe.precision)
+        factors = [
+            (variable, recipe.layer_decay ** block_depths.get(variable.path, 0))
+            for variable in model.trainable_variables
+        ]
+        self._optimizer = self._build_optimizer(factors)
+        self._averages = [tf.Variable(v.value, trainable=False) for v in model.trainable_variables]
+        self._steps = tf.Variable(0.0, trainable=False)
+        self._train_step = tf.function(self._step)
+        self._predict = tf.function(
+            lambda x: model(x, training=False),
+            input_signature=[tf.TensorSpec((None, *model.input_shape[1:]))],
+        )
+
+    def _build_optimizer(self, factors: list[tuple[Any, float]]) -> Any:
+        recipe = self._recipe
+        total = recipe.epochs * self._num_batches
+        warmup = min(round(recipe.warmup_fraction * total), total - 1)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0 if warmup else recipe.learning_rate,
+            decay_steps=total - warmup,
+            warmup_target=recipe.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+        optimizer = DiscriminativeAdamW(
+            factors,
+            learning_rate=schedule,
+            weight_decay=recipe.weight_decay,
+            global_clipnorm=recipe.clip_norm,
+        )
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+        chosen = scaled if self._precision == "mixed_float16" else optimizer
+        chosen.build(self._model.trainable_variables)
+        return chosen
+
+    def _step(self, values: Any, targets: Any, weights: Any, share: Any, order: Any) -> Any:
+        if self._recipe.mixup:
+            values, targets, weights = mix(values, targets, weights, share=share, order=order)
+        variables = self._model.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self._model(values, training=True)
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
+            loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
+            scaled = self._optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [v.value for v in variables])
+        self._optimizer.apply(gradients, variables)
+        if self._recipe.ema_decay:
+            self._steps.assign_add(1.0)
+            # Averages over few steps would remember where training began.
+            decay = tf.minimum(self._recipe.ema_decay, (1.0 + self._steps) / (10.0 + self._steps))
+            for average, variable in zip(self._averages, variables, strict=True):
+                average.assign(decay * average + (1.0 - decay) * variable.value)
+        return loss
+
+    def logits(self, values: Array) -> Array:
+        """Return logits ``float32 (n, k)`` of activations ``(n, …)``."""
+        size = self._recipe.batch_size
+        parts = [self._predict(values[start : start + size]).numpy() for start in range(0, len(values), size)]
+        return np.concatenate(parts).astype(np.float32)
+
+    def fit(
+        self, source: ViewSource, validation: tuple[Array, Array], *, checkpoint: Path
+    ) -> list[dict[str, float]]:
+        """Train until the last epoch, or until validation no longer gets better; keep the best epoch's weights.
+
+        After each epoch everything that the next one depends on is written to ``checkpoint``; a trainer of the same
+        recipe that finds it goes on from there, with the result of an unbroken run.
+
+        Args:
+            source: training batches.
+            validation: activations and labels that choose the epoch.
+            checkpoint: a file; a damaged one is not used.
+
+        Returns:
+            One row an epoch: ``epoch``, ``train_loss``, ``validation_log_loss``, ``validation_accuracy``.
+        """
+        keras.utils.set_random_seed(self._recipe.seed)
+        policies = self._set_policies()
+        state = _State(history=[], best=[v.numpy() for v in self._model.trainable_variables])
+        if resumed := _read_checkpoint(checkpoint, self._variables(), len(state.best)):
+            state, values = resumed
+            for variable, value in zip(self._variables(), values, strict=True):
+                variable.assign(value)
+        history = state.history
+        while len(history) < self._recipe.epochs and not self._is_over(history):
+            train_loss = self._epoch(source, len(history))
+            weights = [v.numpy() for v in self._model.trainable_variables]
+            kept = [average.numpy() for average in self._averages] if self._recipe.ema_decay else weights
+            self._assign(kept)
+            scores = score(self.logits(validation[0]), validation[1])
+            self._assign(weights)
+            row = {
+                "epoch": len(history) + 1,
+                "train_loss": train_loss,
+                "validation_log_loss": scores["log_loss"],
+                "validation_accuracy": scores["accuracy"],
+            }
+            if not all(map(math.isfinite, row.values())):
+                break
+            if all(row["validation_log_loss"] < earlier["validation_log_loss"] for earlier in history):
+                state.best = kept
+            history.append(row)
+            _write_checkpoint(checkpoint, state, self._variables())
+        self._assign(state.best)
+        for layer, policy in policies:
+            layer.dtype_policy = policy
+        return history
+
+    def _epoch(self, source: ViewSource, number: int) -> float:
+        label = f"fine-tuning, epoch {number + 1} of at most {self._recipe.epochs},"
+        progress, losses = Progress(label, total=self._num_batches, unit="batches"), []
+        for values, targets, weights, share, order in self._examples(source, number):
+            losses.append(self._train_step(values, targets, weights, share, order))
+            progress.advance()
+        return float(np.mean([loss.numpy() for loss in losses]))
+
+    def _examples(self, source: ViewSource, number: int) -> Iterator[tuple[Any, ...]]:
+        generator = np.random.Generator(np.random.PCG64([self._recipe.seed, 3, number]))
+        num_classes, smoothing = len(self._class_weights), self._recipe.label_smoothing
+        for values, labels in source.epoch(number):
+            targets = np.eye(num_classes, dtype=np.float32)[labels]
+            targets = targets * (1 - smoothing) + smoothing / num_classes
+            share = generator.beta(self._recipe.mixup, self._recipe.mixup) if self._recipe.mixup else 1.0
+            order = generator.permutation(len(labels)) if self._recipe.mixup else np.arange(len(labels))
+            yield (
+                tf.constant(values),
+                tf.constant(targets.astype(np.float32)),
+                tf.constant(self._class_weights[labels]),
+                tf.constant(share, tf.float32),
+                tf.constant(order, tf.int32),
+            )
+
+    def _is_over(self, history: list[dict[str, float]]) -> bool:
+        losses = [row["validation_log_loss"] for row in history]
+        return (
+            len(losses) > self._recipe.patience
+            and int(np.argmin(losses)) < len(losses) - self._recipe.patience
+        )
+
+    def _variables(self) -> list[Any]:
+        """Return everything that the next step depends on, always in the same order."""
+        return [*self._model.variables, *self._optimizer.variables, *self._averages, self._steps]
+
+    def _assign(self, values: list[Array]) -> None:
+        for variable, value in zip(self._model.trainable_variables, values, strict=True):
+            variable.assign(value)
+
+    def _set_policies(self) -> list[tuple[Any, Any]]:
+        """Let the tail's layers compute in 16 bits where the recipe says so; returns what they computed in before."""
+        if self._precision == "float32":
+            return []
+        layers = [
+            layer
+            for layer in self._model._flatten_layers(include_self=False)
+            if layer.weights and not isinstance(layer, keras.Model) and layer.name != "logits"
+        ]
+        before = [(layer, layer.dtype_policy) for layer in layers]
+        for layer in layers:
+            layer.dtype_policy = keras.DTypePolicy(self._precision)
+        return before
+
+
+@dataclass
+class _State:
+    history: list[dict[str, float]]
+    best: list[Array]
+
+
+def score(logits: Array, labels: Array) -> dict[str, float]:
+    """Return accuracy (fraction) and log loss (nats) of logits ``(n, k)``."""
+    from graftflow.heads import log_loss
+
+    wide = logits.astype(np.float64)
+    return {"accuracy": float((wide.argmax(axis=1) == labels).mean()), "log_loss": log_loss(wide, labels)}
+
+
+def recipe_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as JSON holds it."""
+    return asdict(recipe)
+
+
+def _write_checkpoint(path: Path, state: _State, variables: list[Any]) -> None:
+    arrays = {f"variable-{i}": variable.numpy() for i, variable in enumerate(variables)}
+    arrays |= {f"best-{i}": value for i, value in enumerate(state.best)}
+    arrays["history"] = np.frombuffer(json.dumps(state.history).encode(), np.uint8)
+    with files.atomic_file(path) as aside, aside.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _read_checkpoint(path: Path, variables: list[Any], num_best: int) -> tuple[_State, list[Array]] | None:
+    """Return state and values of variables, or None where there is no checkpoint, or a damaged or foreign one."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            values = [arrays[f"variable-{i}"] for i in range(len(variables))]
+            best = [arrays[f"best-{i}"] for i in range(num_best)]
+            history = json.loads(arrays["history"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    shapes = [tuple(variable.shape) for variable in variables]
+    if shapes != [value.shape for value in values]:
+        return None
+    return _State(history, best), values
