@@ -57,10 +57,10 @@ class RecipeError(Exception):
 def missing(recipe: Recipe, interpreter: str) -> str:
     """Return why a recipe cannot run here, or ``""``."""
     code = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])"
-    found = subprocess.run(
-        [interpreter, "-c", code, *recipe.needs], capture_output=True, text=True, check=False
-    )
-    if found.returncode:
+    try:
+        command = [interpreter, "-c", code, *recipe.needs]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return f"'{interpreter}' is no Python that works"
     names = found.stdout.split()
     return (
