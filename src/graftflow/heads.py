@@ -102,7 +102,7 @@ def read_layers(head_path: str | Path) -> tuple[Layer, ...]:
     """
     path = Path(head_path) / "head.npz"
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             last = (arrays["kernel"], arrays["bias"])
             if "hidden_kernel" not in arrays:
                 return (last,)
@@ -327,5 +327,6 @@ def _refit(
 
 
 def _read(features_path: str | Path, split: str) -> tuple[Floats, Labels]:
-    with np.load(Path(features_path) / f"{split}.npz") as arrays:
+    # Opened here: numpy leaves a file that is no archive open.
+    with (Path(features_path) / f"{split}.npz").open("rb") as file, np.load(file) as arrays:
         return arrays["features"], arrays["labels"]
