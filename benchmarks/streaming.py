@@ -1,7 +1,8 @@
-"""Does memory stay flat when a data set grows? Prints peak memory and speed of write_dataset for a small and a large one.
+"""Does memory stay flat when a data set grows? Prints peak memory and speed of write_dataset, small set against large.
 
-Both are JPEGs of about 256 by 192 pixels: crops of the photographs in scikit-image at random places, sizes and
-brightness, no two alike. Each data set is written by a process of its own, which reports its largest resident set.
+Both are JPEGs of 256 by 192 pixels: crops of the photographs in scikit-image at random places, sizes and brightness;
+among many thousands some are nearly equal, so that there is something to find. Each data set is written by a process
+of its own, which reports its largest resident set.
 
     python benchmarks/streaming.py                        # 1,000 and 20,000 pictures, some minutes
     python benchmarks/streaming.py --counts 200 1000 --json streaming.json
@@ -111,7 +112,7 @@ def measure(source: Path, destination: Path, cache: bool) -> dict[str, Any]:
 
 def convert(source: str, destination: str, cache: str) -> dict[str, Any]:
     """Write one data set and return peak memory in MB, seconds and what was found."""
-    import tensorflow as tf
+    import tensorflow  # noqa: F401  (its memory is counted as that of the imports)
 
     from graftflow.datasets import write_dataset
 

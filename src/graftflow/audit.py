@@ -199,7 +199,7 @@ def _audited(
 ) -> Audited:
     """Look at the thumbnail of an upright picture in mode RGB or L."""
     small = near_duplicates.thumbnail(image)
-    channels = np.asarray(small.convert("RGB")).astype(np.int16)
+    channels = np.asarray(small.convert("RGB"))
     thumbnail = small.convert("L").tobytes()
     plain = near_duplicates.contrast(thumbnail) < near_duplicates.LEAST_CONTRAST
     comparable = not plain and min(image.size) >= near_duplicates.SMALLEST_SIDE
@@ -209,7 +209,7 @@ def _audited(
         height=image.height,
         format=kind,
         converted=converted,
-        grey=bool(np.ptp(channels, axis=2).max() <= COLOURLESS),
+        grey=bool((channels.max(2) - channels.min(2)).max() <= COLOURLESS),
         plain=plain,
         hash=near_duplicates.perceptual_hash(thumbnail) if comparable else -1,
     )

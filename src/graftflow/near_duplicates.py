@@ -31,6 +31,7 @@ MOST_BRIGHTER = 40
 MOST_CONTRAST_RATIO = 1.6
 
 _BANDS, _BAND_BITS = 4, 16
+_BAND = np.uint64(2**_BAND_BITS - 1)
 _PAIRS_AT_ONCE = 2**16
 
 
@@ -129,8 +130,8 @@ def _candidates(values: Any, mirrored: bool) -> Iterator[tuple[Any, Any, Any]]:
     turns = [0, *(1 << bit for bit in range(_BAND_BITS))]
     for band in range(_BANDS):
         shift = np.uint64(band * _BAND_BITS)
-        keys = ((values >> shift) & np.uint64(0xFFFF)).astype(np.int64)
-        wanted = ((asked >> shift) & np.uint64(0xFFFF)).astype(np.int64)
+        keys = ((values >> shift) & _BAND).astype(np.int64)
+        wanted = ((asked >> shift) & _BAND).astype(np.int64)
         order = np.argsort(keys, kind="stable")
         starts = np.searchsorted(keys[order], np.arange(2**_BAND_BITS + 1))
         for turn in turns:
@@ -140,10 +141,13 @@ def _candidates(values: Any, mirrored: bool) -> Iterator[tuple[Any, Any, Any]]:
                 first = np.repeat(np.arange(low, high), each)
                 within = np.arange(len(first)) - np.repeat(np.cumsum(each) - each, each)
                 second = order[np.repeat(begin[low:high], each) + within]
-                bits = np.bitwise_count(asked[first] ^ values[second])
-                near = (bits <= MOST_BITS) & (first < second)
+                first, second = first[first < second], second[first < second]
+                wrong = asked[first] ^ values[second]
+                near = np.bitwise_count(wrong) <= MOST_BITS
+                for before in range(band):  # found there already
+                    near &= np.bitwise_count((wrong >> np.uint64(before * _BAND_BITS)) & _BAND) > 1
                 if near.any():
-                    yield first[near], second[near], bits[near]
+                    yield first[near], second[near], np.bitwise_count(wrong[near])
 
 
 def _slices(counts: Any) -> Iterator[tuple[int, int]]:
