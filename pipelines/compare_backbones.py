@@ -34,6 +34,7 @@ def build(settings: Settings, *, parallelism: int | None = None) -> Any:
         seed: int = 0,
         validation_fraction: float = 0.15,
         test_fraction: float = 0.15,
+        mirrors: str = "",
         cache: str = "",
         fingerprint: str = "",
     ):
@@ -46,7 +47,8 @@ def build(settings: Settings, *, parallelism: int | None = None) -> Any:
             seed: fixes splits and intervals.
             validation_fraction: part of the pictures that chooses, 0 to 1.
             test_fraction: part of the pictures that the backbones are compared on, 0 to 1.
-            cache: folder that outlives the steps, for features; empty for the default.
+            mirrors: addresses that are tried where the data's own does not answer, separated by commas.
+            cache: folder that outlives the steps, for downloads and features; empty for the default.
             fingerprint: any text that changes when the data behind `dataset` does, so that KFP's cache notices.
         """
         checked = check_comparison(
@@ -63,6 +65,8 @@ def build(settings: Settings, *, parallelism: int | None = None) -> Any:
                 validation_fraction=validation_fraction,
                 test_fraction=test_fraction,
                 fingerprint=fingerprint,
+                mirrors=mirrors,
+                cache=cache,
             )
             .set_display_name("Download data")
             .after(checked)

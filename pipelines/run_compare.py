@@ -191,9 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     comparison = json.loads((run.folder / "comparison.json").read_text(encoding="utf-8"))
     print_comparison(comparison, console.console)
     console.console.print(f"\nPicture  {run.folder / PAGE}", soft_wrap=True)
-    console.console.print(
-        f"Next     make run BACKBONE={comparison['best'].partition('=')[0]}", soft_wrap=True
-    )
+    backbone, _, weights = comparison["best"].partition("=")
+    following = f"make run BACKBONE={backbone}{f' WEIGHTS={weights}' if weights else ''}"
+    console.console.print(f"Next     {following}", soft_wrap=True)
     console.console.print(f"[dim]{time.monotonic() - started:.0f} s in all[/]")
     return 0
 
