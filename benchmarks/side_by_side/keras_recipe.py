@@ -47,7 +47,7 @@ def pictures_of(folder: Path) -> tuple[Any, list[str]]:
 def both_classes(logits: Any) -> list[list[float]]:
     """Turn logits ``(n, 1)`` of the second class into probabilities of both."""
     second = 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float64)[:, 0]))
-    return np.stack([1 - second, second], axis=1).tolist()
+    return [[1 - p, p] for p in second.tolist()]
 
 
 def main() -> None:
@@ -100,6 +100,10 @@ def main() -> None:
     with watch.excluded():
         watch.predicted(result, test_paths, both_classes(model.predict(test, verbose=0)))
     base.trainable = True
+    # The guide calls the base with training=False for this; inside a functional model Keras 3 lets fit() overrule it.
+    for layer in base.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
     fit("fine-tuned", FINE_TUNING_EPOCHS, keras.optimizers.Adam(1e-5))
     result = watch.ready(name)
 
