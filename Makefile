@@ -13,7 +13,12 @@ TEST_READY := $(VENV)/.ready-test
 given = $(if $(filter command,$(firstword $(origin $(1)))),--$(2)='$(subst ','\'',$($(1)))')
 PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
 	$(call given,SEED,seed) $(call given,VALIDATION_FRACTION,validation-fraction) \
-	$(call given,TEST_FRACTION,test-fraction) $(call given,FINE_TUNE_BLOCKS,fine-tune-blocks) \
+	$(call given,TEST_FRACTION,test-fraction) $(call given,HEAD_TYPE,head-type) \
+	$(call given,CLASS_WEIGHT,class-weight) $(call given,FINE_TUNE_BLOCKS,fine-tune-blocks) \
+	$(call given,VIEWS,views) $(call given,LAYER_DECAY,layer-decay) $(call given,WEIGHT_DECAY,weight-decay) \
+	$(call given,LABEL_SMOOTHING,label-smoothing) $(call given,MIXUP,mixup) $(call given,EMA_DECAY,ema-decay) \
+	$(call given,AUGMENTATION,augmentation) $(call given,PRECISION,precision) \
+	$(call given,MIRRORS,mirrors) $(call given,CACHE,cache) \
 	$(call given,FINE_TUNE_EPOCHS,fine-tune-epochs) $(call given,LEARNING_RATE,learning-rate) \
 	$(call given,MIN_ACCURACY,min-accuracy) $(call given,EPSILONS,epsilons) \
 	$(call given,ATTACK_STEPS,attack-steps) $(call given,ATTACK_PICTURES,attack-pictures) \
@@ -34,6 +39,16 @@ run: $(RUN_READY) ## Run all steps here: make run DATASET=directory:photos BACKB
 .PHONY: compile
 compile: $(RUN_READY) ## Write the pipeline for a Kubeflow cluster: make compile SETTINGS=pipelines/settings.gpu.yaml
 	@$(PY) -m pipelines.compile $(call given,SETTINGS,settings) $(call given,OUTPUT,output)
+
+.PHONY: compare compare-runs
+compare: $(RUN_READY) ## Measure backbones side by side: make compare BACKBONES=efficientnet_lite0,resnet50
+	@$(PY) -m pipelines.run_compare $(call given,DATASET,dataset) $(call given,BACKBONES,backbones) \
+		$(call given,SEED,seed) $(call given,VALIDATION_FRACTION,validation-fraction) \
+		$(call given,TEST_FRACTION,test-fraction) $(call given,MIRRORS,mirrors) $(call given,CACHE,cache) \
+		$(call given,RUNS,runs)
+
+compare-runs: $(RUN_READY) ## Two runs on the same test pictures: make compare-runs RUN=runs/latest WITH=runs/other
+	@$(PY) -m pipelines.compare_runs $(RUN) $(WITH)
 
 ##@ One step alone, on the artifacts of a run (RUN=runs/latest)
 STEPS := check-settings download-data extract-features train-head fine-tune export-model evaluate \

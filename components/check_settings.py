@@ -13,9 +13,19 @@ def check_settings(
     seed: int,
     validation_fraction: float,
     test_fraction: float,
+    head_type: str,
+    class_weight: str,
     fine_tune_blocks: int,
     fine_tune_epochs: int,
     learning_rate: float,
+    views: int,
+    layer_decay: float,
+    weight_decay: float,
+    label_smoothing: float,
+    mixup: float,
+    ema_decay: float,
+    augmentation: str,
+    precision: str,
     min_accuracy: float,
     epsilons: str,
     attack_steps: int,
@@ -25,6 +35,8 @@ def check_settings(
     version: int,
     store: str,
     model_name: str,
+    mirrors: str,
+    cache: str,
 ) -> int:
     """Check every setting of the run that can be checked without doing the work.
 
@@ -35,9 +47,19 @@ def check_settings(
         seed: 0 or more.
         validation_fraction: between 0 and 1.
         test_fraction: between 0 and 1; together with validation_fraction below 1.
+        head_type: linear or mlp.
+        class_weight: none or balanced.
         fine_tune_blocks: 0 or more.
         fine_tune_epochs: 1 or more.
         learning_rate: above 0.
+        views: 0 or more.
+        layer_decay: above 0, at most 1.
+        weight_decay: 0 or more.
+        label_smoothing: 0 to below 1.
+        mixup: 0 or more.
+        ema_decay: 0 to below 1.
+        augmentation: none, light or strong.
+        precision: auto, float32, mixed_float16 or mixed_bfloat16.
         min_accuracy: 0 to 1.
         epsilons: radii from 0 to 1, as fractions or k/255.
         attack_steps: 1 or more.
@@ -47,6 +69,8 @@ def check_settings(
         version: 0 or more.
         store: a folder or an address that a driver is installed for.
         model_name: letters, digits, dots, dashes and underscores.
+        mirrors: addresses separated by commas or spaces.
+        cache: a folder that can be written, or empty.
 
     Returns:
         How many settings were checked.

@@ -14,8 +14,17 @@ def fine_tune(
     epochs: int,
     learning_rate: float,
     seed: int,
+    views: int,
+    layer_decay: float,
+    weight_decay: float,
+    label_smoothing: float,
+    mixup: float,
+    ema_decay: float,
+    augmentation: str,
+    precision: str,
     model: dsl.Output[dsl.Model],
     fine_tune_metrics: dsl.Output[dsl.Metrics],
+    cache: str = "",
 ):
     """Fine-tune the classifier made of backbone and head.
 
@@ -25,10 +34,19 @@ def fine_tune(
         weights: the backbone's weights, as for extract_features.
         num_blocks: how many of the backbone's last blocks to train; 0 keeps the frozen classifier.
         epochs: passes over the training pictures, at most.
-        learning_rate: of Adam.
+        learning_rate: highest rate of AdamW, of the head and the last block.
         seed: fixes order, augmentation and dropout.
+        views: augmented views of each picture whose activations at the cut are kept; 0 makes new ones each epoch.
+        layer_decay: the rate of each block is that of the next one times this, above 0 and at most 1.
+        weight_decay: decoupled, 0 or more.
+        label_smoothing: part of the target shared among all classes, 0 to below 1.
+        mixup: alpha of the Beta distribution of shares; 0 mixes nothing.
+        ema_decay: of the moving average of the weights that is kept, 0 (none) to below 1.
+        augmentation: none, light or strong.
+        precision: auto, float32, mixed_float16 or mixed_bfloat16.
         model: model.keras (pixels in [0, 1] to probabilities) and model.json (history, what was chosen).
         fine_tune_metrics: validation accuracy and log loss, of the head alone and after fine-tuning.
+        cache: folder where views and checkpoints wait for the next try; empty takes one in the user's home.
     """
     from pathlib import Path
 
@@ -45,6 +63,15 @@ def fine_tune(
             epochs=epochs,
             learning_rate=learning_rate,
             seed=seed,
+            cache=cache,
+            num_views=views,
+            layer_decay=layer_decay,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            ema_decay=ema_decay,
+            augmentation=augmentation,
+            precision=precision,
         )
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
     figures = {f"head_{name}": value for name, value in summary["head"].items()}

@@ -277,6 +277,7 @@ def read_values(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
         values["store"] = str(Path(values["store"]).resolve())
     parameters.refuse_rewritten({**values, "the folder of the runs": str(given.runs.resolve())})
     checks.check_run(values)
+    values["cache"] = str(Path(values["cache"] or given.runs / ".cache").expanduser().resolve())
     values["fingerprint"] = checks.fingerprint(values["dataset"], values["weights"])
     return values
 

@@ -32,9 +32,19 @@ def build(settings: Settings) -> Any:
         seed: int = 0,
         validation_fraction: float = 0.15,
         test_fraction: float = 0.15,
+        head_type: str = "linear",
+        class_weight: str = "none",
         fine_tune_blocks: int = 2,
-        fine_tune_epochs: int = 6,
-        learning_rate: float = 1e-4,
+        fine_tune_epochs: int = 8,
+        learning_rate: float = 3e-5,
+        views: int = 4,
+        layer_decay: float = 0.7,
+        weight_decay: float = 1e-4,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        ema_decay: float = 0.99,
+        augmentation: str = "light",
+        precision: str = "auto",
         min_accuracy: float = 0.9,
         epsilons: str = "0.5/255, 1/255, 2/255, 4/255, 8/255",
         attack_steps: int = 10,
@@ -45,6 +55,8 @@ def build(settings: Settings) -> Any:
         version: int = 0,
         store: str = "/mnt/models",
         model_name: str = "graftflow",
+        mirrors: str = "",
+        cache: str = "",
         fingerprint: str = "",
     ):
         """Graft a new head onto a pretrained backbone, prove the result, and deploy it.
@@ -56,9 +68,19 @@ def build(settings: Settings) -> Any:
             seed: fixes splits, training, attacks and pictures.
             validation_fraction: part of the pictures that chooses, 0 to 1.
             test_fraction: part of the pictures that only evaluate sees, 0 to 1.
+            head_type: linear (logistic regression) or mlp (one hidden layer).
+            class_weight: none, or balanced, which makes each class count alike, in the head and in fine-tuning.
             fine_tune_blocks: how many of the backbone's last blocks to train; 0 keeps it frozen.
             fine_tune_epochs: passes over the training pictures, at most.
-            learning_rate: of fine-tuning.
+            learning_rate: highest rate of fine-tuning, of the head and the last block.
+            views: augmented views of each picture that the frozen part computes once; 0 computes new ones each epoch.
+            layer_decay: the rate of each block is that of the next one times this, above 0 and at most 1.
+            weight_decay: of fine-tuning, decoupled, 0 or more.
+            label_smoothing: part of the target shared among all classes, 0 to below 1.
+            mixup: alpha of mixup's Beta distribution; 0 mixes nothing.
+            ema_decay: of the moving average of the weights that is kept, 0 (none) to below 1.
+            augmentation: none, light or strong.
+            precision: auto (16 bits on a GPU with tensor cores), float32, mixed_float16 or mixed_bfloat16.
             min_accuracy: test accuracy, 0 to 1, below which nothing is deployed.
             epsilons: radii of the attacks in L-infinity, as fractions or k/255.
             attack_steps: steps of PGD.
@@ -69,6 +91,8 @@ def build(settings: Settings) -> Any:
             version: number of the exported version; 0 takes the seconds since 1970.
             store: the model store: a folder, or an address such as gs://bucket/models.
             model_name: name of the model in the store and at the model server.
+            mirrors: addresses of folders, tried where a source's own address lacks its file.
+            cache: folder where downloads, features and checkpoints wait for the next run; empty takes one in the home.
             fingerprint: any text that changes when the data behind `dataset` or the file behind `weights` does, so
                 that KFP's cache notices; nothing else depends on it.
         """
@@ -79,9 +103,19 @@ def build(settings: Settings) -> Any:
             seed=seed,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
+            head_type=head_type,
+            class_weight=class_weight,
             fine_tune_blocks=fine_tune_blocks,
             fine_tune_epochs=fine_tune_epochs,
             learning_rate=learning_rate,
+            views=views,
+            layer_decay=layer_decay,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            ema_decay=ema_decay,
+            augmentation=augmentation,
+            precision=precision,
             min_accuracy=min_accuracy,
             epsilons=epsilons,
             attack_steps=attack_steps,
@@ -91,6 +125,8 @@ def build(settings: Settings) -> Any:
             version=version,
             store=store,
             model_name=model_name,
+            mirrors=mirrors,
+            cache=cache,
         ).set_display_name("Check settings")
         data = (
             download_data(
@@ -98,6 +134,8 @@ def build(settings: Settings) -> Any:
                 seed=seed,
                 validation_fraction=validation_fraction,
                 test_fraction=test_fraction,
+                mirrors=mirrors,
+                cache=cache,
                 fingerprint=fingerprint,
             )
             .set_display_name("Download data")
@@ -107,9 +145,12 @@ def build(settings: Settings) -> Any:
             dataset=data.outputs["dataset"],
             backbone=backbone,
             weights=weights,
+            cache=cache,
             fingerprint=fingerprint,
         ).set_display_name("Extract features")
-        head = train_head(features=features.outputs["features"]).set_display_name("Train head")
+        head = train_head(
+            features=features.outputs["features"], head_type=head_type, class_weight=class_weight, seed=seed
+        ).set_display_name("Train head")
         tuned = fine_tune(
             dataset=data.outputs["dataset"],
             head=head.outputs["head"],
@@ -118,6 +159,15 @@ def build(settings: Settings) -> Any:
             epochs=fine_tune_epochs,
             learning_rate=learning_rate,
             seed=seed,
+            views=views,
+            layer_decay=layer_decay,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            mixup=mixup,
+            ema_decay=ema_decay,
+            augmentation=augmentation,
+            precision=precision,
+            cache=cache,
         ).set_display_name("Fine-tune")
         exported = export_model(
             dataset=data.outputs["dataset"], model=tuned.outputs["model"], version=version

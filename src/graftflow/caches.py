@@ -31,7 +31,9 @@ def open_cache(cache: str | Path | None = None) -> Path:
         folder = root / "graftflow"
         if _writable(folder):
             return folder
-    raise InputError("cache must be a folder that can be written. Received: '' (home and temporary folder are not).")
+    raise InputError(
+        "cache must be a folder that can be written. Received: '' (home and temporary folder are not)."
+    )
 
 
 def key_of(facts: Any) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftflow import archives, backbones, deployment, epsilons, imagenet_classes, sources
-from graftflow.errors import InputError
+from graftflow import archives, backbones, caches, deployment, epsilons, imagenet_classes, sources
+from graftflow.errors import InputError, unknown_name
 
 
 def check_run(settings: Mapping[str, Any]) -> None:
@@ -55,6 +55,29 @@ def _positive(name: str, value: float) -> None:
         raise InputError(f"{name} must be a positive number. Received: {value}")
 
 
+def _not_negative(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name} must be 0 or a positive number. Received: {value}")
+
+
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise InputError(f"{name} must be at least 0 and below 1. Received: {value:g}")
+
+
+def _layer_decay(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise InputError(f"{name} must be above 0 and at most 1. Received: {value:g}")
+
+
+def _one_of(*choices: str) -> Any:
+    def check(name: str, value: str) -> None:
+        if value not in choices:
+            raise unknown_name(name, value, choices)
+
+    return check
+
+
 def _ideal_classes(_name: str, value: str) -> None:
     for name in filter(None, (part.strip() for part in value.split(","))):
         imagenet_classes.imagenet_index(name)
@@ -67,6 +90,18 @@ _CHECKS: dict[str, Any] = {
     "seed": _at_least(0),
     "validation_fraction": _open_fraction,
     "test_fraction": _open_fraction,
+    "head_type": _one_of("linear", "mlp"),
+    "class_weight": _one_of("none", "balanced"),
+    "views": _at_least(0),
+    "layer_decay": _layer_decay,
+    "weight_decay": _not_negative,
+    "label_smoothing": _below_one,
+    "mixup": _not_negative,
+    "ema_decay": _below_one,
+    "augmentation": _one_of("none", "light", "strong"),
+    "precision": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
+    "mirrors": lambda _, value: sources.check_mirrors(value),
+    "cache": lambda _, value: caches.open_cache(value),
     "fine_tune_blocks": _at_least(0),
     "fine_tune_epochs": _at_least(1),
     "learning_rate": _positive,
@@ -96,6 +131,8 @@ def fingerprint(dataset: str, weights: str) -> str:
     kind, place = sources.parse_source(dataset)
     if kind in ("directory", "archive") and not archives.is_url(place):
         root = Path(place).expanduser()
+        # A table of labels names pictures beside it.
+        root = root.parent if kind == "directory" and root.is_file() else root
         places += sorted(root.rglob("*")) if root.is_dir() else [root]
     digest = hashlib.sha256()
     for path in places:

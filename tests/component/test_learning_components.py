@@ -15,6 +15,18 @@ from components.train_head import train_head
 from graftflow.errors import InputError
 
 
+RECIPE = {
+    "views": 1,
+    "layer_decay": 0.7,
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "ema_decay": 0.99,
+    "augmentation": "light",
+    "precision": "auto",
+}
+
+
 def output(kind: type, path: Path):
     return kind(name=path.name, uri=str(path), metadata={})
 
@@ -92,6 +104,8 @@ def test_fine_tune_logs_both_candidates(artifacts, tmp_path: Path) -> None:
         epochs=1,
         learning_rate=1e-4,
         seed=0,
+        **RECIPE,
+        cache=str(artifacts.dataset.parent / "cache"),
         model=model,
         fine_tune_metrics=figures,
     )
@@ -115,6 +129,8 @@ def test_a_failing_component_leaves_no_artifact(artifacts, tmp_path: Path) -> No
             epochs=1,
             learning_rate=1e-4,
             seed=0,
+            **RECIPE,
+            cache=str(artifacts.dataset.parent / "cache"),
             model=output(dsl.Model, tmp_path / "model"),
             fine_tune_metrics=output(dsl.Metrics, tmp_path / "m"),
         )

@@ -17,6 +17,7 @@ from graftflow.report.charts import (
 )
 from graftflow.report.data import MOST_CLASSES as MOST_CLASSES
 from graftflow.report.data import data as data
+from graftflow.report.learning import learning_curve_chart
 
 
 def verdict(artifacts: Artifacts, min_accuracy: float) -> dict[str, Any]:
@@ -90,7 +91,8 @@ def training(artifacts: Artifacts) -> dict[str, Any]:
     """How the head was fitted and whether fine-tuning made it better."""
     head, model = artifacts["head"], artifacts["model"]
     tuned = model.get("fine_tuned")
-    rows = [("Linear head on the frozen backbone", model["head"], model["chosen"] == "head")]
+    kind = "Perceptron" if head.get("type") == "mlp" else "Linear head"
+    rows = [(f"{kind} on the frozen backbone", model["head"], model["chosen"] == "head")]
     if tuned:
         label = f"Last {numbers.plural(model['unfrozen_blocks'], 'block')} fine-tuned"
         rows.append((label, tuned, model["chosen"] == "fine-tuned"))
@@ -108,6 +110,7 @@ def training(artifacts: Artifacts) -> dict[str, Any]:
             for name, scores, delivered in rows
         ],
         "outcome": _outcome(model, tuned),
+        "learning_curve": learning_curve_chart(head.get("learning_curve", [])),
         "history": _history_charts(model) if model["history"] else [],
     }
 
