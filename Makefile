@@ -40,7 +40,7 @@ run: $(RUN_READY) ## Run all steps here: make run DATASET=directory:photos BACKB
 compile: $(RUN_READY) ## Write the pipeline for a Kubeflow cluster: make compile SETTINGS=pipelines/settings.gpu.yaml
 	@$(PY) -m pipelines.compile $(call given,SETTINGS,settings) $(call given,OUTPUT,output)
 
-.PHONY: compare compare-runs
+.PHONY: compare compare-runs challenge
 compare: $(RUN_READY) ## Measure backbones side by side: make compare BACKBONES=efficientnet_lite0,resnet50
 	@$(PY) -m pipelines.run_compare $(call given,DATASET,dataset) $(call given,BACKBONES,backbones) \
 		$(call given,SEED,seed) $(call given,VALIDATION_FRACTION,validation-fraction) \
@@ -49,6 +49,10 @@ compare: $(RUN_READY) ## Measure backbones side by side: make compare BACKBONES=
 
 compare-runs: $(RUN_READY) ## Two runs on the same test pictures: make compare-runs RUN=runs/latest WITH=runs/other
 	@$(PY) -m pipelines.compare_runs $(RUN) $(WITH)
+
+challenge: $(RUN_READY) ## Pictures unlike the training data: make challenge DATASET=digits RUN=runs/latest
+	@$(PY) -m pipelines.run_challenge $(call given,DATASET,dataset) $(call given,RUN,run) $(call given,SEED,seed) \
+		$(call given,NUM_PICTURES,num-pictures)
 
 ##@ One step alone, on the artifacts of a run (RUN=runs/latest)
 STEPS := check-settings download-data extract-features train-head fine-tune export-model evaluate \

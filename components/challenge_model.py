@@ -31,7 +31,7 @@ def challenge_model(
         challenge_page: the page, pictures inside, under 2 MB.
         challenge_metrics: accuracy on shared classes, mean confidence, and AUC and rejected share of each score.
         mirrors: addresses that are asked before the source's own, comma-separated.
-        cache: folder that outlives the step; empty takes the one in the user's home.
+        cache: folder that outlives the step; empty keeps nothing.
     """
     from pathlib import Path
 

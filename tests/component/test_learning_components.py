@@ -14,7 +14,6 @@ from components.fine_tune import fine_tune
 from components.train_head import train_head
 from graftflow.errors import InputError
 
-
 RECIPE = {
     "views": 1,
     "layer_decay": 0.7,
