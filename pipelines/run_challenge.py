@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             RunConsole(sys.stdout) as console,
             contextlib.redirect_stdout(LineWriter(console.line)),
         ):
+            console.started(STEP)
             challenge(run, folder, source=given.dataset, num_pictures=given.num_pictures, seed=given.seed)
         from graftflow.report.challenges import text_summary
 

@@ -36,6 +36,21 @@ def open_cache(cache: str | Path | None = None) -> Path:
     )
 
 
+def check_cache(cache: str | Path) -> None:
+    """Check, making nothing, that a folder of this name can be made and written.
+
+    Args:
+        cache: as for :func:`open_cache`.
+
+    Raises:
+        InputError: it cannot.
+    """
+    folder = Path(cache).expanduser().resolve()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if cache and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise InputError(f"cache must be a folder that can be written. Received: '{cache}'.")
+
+
 def key_of(facts: Any) -> str:
     """Return a name for what depends on ``facts`` alone: 32 hexadecimal digits of the SHA-256 of its JSON.
 

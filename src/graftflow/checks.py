@@ -101,7 +101,7 @@ _CHECKS: dict[str, Any] = {
     "augmentation": _one_of("none", "light", "strong"),
     "precision": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
     "mirrors": lambda _, value: sources.check_mirrors(value),
-    "cache": lambda _, value: caches.open_cache(value),
+    "cache": lambda _, value: caches.check_cache(value),
     "fine_tune_blocks": _at_least(0),
     "fine_tune_epochs": _at_least(1),
     "learning_rate": _positive,

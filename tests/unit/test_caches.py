@@ -27,6 +27,15 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         caches.open_cache(tmp_path / "file" / "cache")
 
 
+def test_a_check_makes_nothing(tmp_path: Path) -> None:
+    caches.check_cache("")
+    caches.check_cache(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="cache must be a folder that can be written"):
+        caches.check_cache(tmp_path / "file" / "cache")
+
+
 def test_a_key_depends_on_the_facts_and_not_on_their_order() -> None:
     assert caches.key_of({"a": 1, "b": [2]}) == caches.key_of({"b": [2], "a": 1})
     assert caches.key_of({"a": 1}) != caches.key_of({"a": 2})
