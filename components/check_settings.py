@@ -38,7 +38,7 @@ def check_settings(
     mirrors: str,
     cache: str,
 ) -> int:
-    """Check every setting of the run that can be checked without doing the work.
+    """Check every setting of the run that can be checked without doing the work, and return how many.
 
     Args:
         dataset: see the pipeline, also for all others.
@@ -71,13 +71,9 @@ def check_settings(
         model_name: letters, digits, dots, dashes and underscores.
         mirrors: addresses separated by commas or spaces.
         cache: a folder that can be written, or empty.
-
-    Returns:
-        How many settings were checked.
     """
     from graftflow.checks import check_run
 
-    settings = dict(locals())
-    settings.pop("check_run")
+    settings = {name: value for name, value in locals().items() if name != "check_run"}
     check_run(settings)
     return len(settings)

@@ -53,6 +53,8 @@ def fine_tune(
     from graftflow.files import atomic_directory, write_json
     from graftflow.training import write_model
 
+    recipe = {"layer_decay": layer_decay, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
+    recipe |= {"mixup": mixup, "ema_decay": ema_decay, "augmentation": augmentation, "precision": precision}
     with atomic_directory(model.path) as folder:
         summary = write_model(
             folder,
@@ -65,13 +67,7 @@ def fine_tune(
             seed=seed,
             cache=cache,
             num_views=views,
-            layer_decay=layer_decay,
-            weight_decay=weight_decay,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            ema_decay=ema_decay,
-            augmentation=augmentation,
-            precision=precision,
+            **recipe,
         )
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
     figures = {f"head_{name}": value for name, value in summary["head"].items()}
