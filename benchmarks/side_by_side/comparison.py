@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from graftflow.errors import InputError
 from graftflow.metrics import bootstrap_counts, with_interval
 
 TARGETS = (0.97, 0.98)
@@ -51,10 +52,18 @@ def paired(first: Sequence[Outcomes], second: Sequence[Outcomes], *, which: int)
         first: outcomes of one recipe, one entry a seed.
         second: of the other, the same seeds and pictures.
         which: 0 accuracy, 1 log loss.
+
+    Raises:
+        InputError: the two were not tested on the same pictures.
     """
     differences: dict[str, list[float]] = defaultdict(list)
     for one, other in zip(first, second, strict=True):
-        for path in sorted(one.keys() & other.keys()):
+        if one.keys() != other.keys():
+            raise InputError(
+                f"Recipes must predict the same test pictures. Received: {len(one.keys() ^ other.keys())} that one "
+                "of two recipes has not seen."
+            )
+        for path in sorted(one):
             differences[path].append(one[path][which] - other[path][which])
     sums = np.array([sum(found) for found in differences.values()])
     sizes = np.array([len(found) for found in differences.values()], dtype=float)

@@ -15,7 +15,7 @@ from graftflow.report.charts import Axis, Chart, Series, log_axis, percent_axis
 _PAGE = """{% from "charts.jinja" import pair %}<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>graftflow beside its peers</title>
 <style>{% include "report.css" %}
-pre { overflow-x: auto; line-height: 1.35; font-size: 13px; }</style></head>
+pre { margin-top: 28px; overflow-x: auto; line-height: 1.35; font-size: 13px; }</style></head>
 <body><div class="page"><h1>graftflow beside its peers</h1>
 <p>{{ about }}</p>
 {{ pair(charts) }}

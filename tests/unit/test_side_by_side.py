@@ -82,6 +82,13 @@ def test_pairs_compare_picture_by_picture(summary: dict[str, Any]) -> None:
     assert pair["log_loss"]["value"] < 0
 
 
+def test_recipes_that_saw_other_pictures_are_not_compared() -> None:
+    other = record("keras", 0, 1, seconds=40.0)
+    other["results"][0]["probabilities"].popitem()
+    with pytest.raises(InputError, match="must predict the same test pictures. Received: 1 that"):
+        comparison.compare([RECORDS[0], other], ("cat", "dog"))
+
+
 def test_seconds_to_an_accuracy_are_those_of_the_first_time() -> None:
     found = RECORDS[0]
     assert comparison.seconds_to(found, 0.97) == 2.0
