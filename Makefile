@@ -15,7 +15,7 @@ PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(cal
 	$(call given,SEED,seed) $(call given,VALIDATION_FRACTION,validation-fraction) \
 	$(call given,TEST_FRACTION,test-fraction) $(call given,HEAD_TYPE,head-type) \
 	$(call given,CLASS_WEIGHT,class-weight) $(call given,FINE_TUNE_BLOCKS,fine-tune-blocks) \
-	$(call given,VIEWS,views) $(call given,LAYER_DECAY,layer-decay) $(call given,WEIGHT_DECAY,weight-decay) \
+	$(call given,FINE_TUNE_VIEWS,fine-tune-views) $(call given,LAYER_DECAY,layer-decay) $(call given,WEIGHT_DECAY,weight-decay) \
 	$(call given,LABEL_SMOOTHING,label-smoothing) $(call given,MIXUP,mixup) $(call given,EMA_DECAY,ema-decay) \
 	$(call given,AUGMENTATION,augmentation) $(call given,PRECISION,precision) \
 	$(call given,MIRRORS,mirrors) $(call given,CACHE,cache) \

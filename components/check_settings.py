@@ -17,8 +17,8 @@ def check_settings(
     class_weight: str,
     fine_tune_blocks: int,
     fine_tune_epochs: int,
+    fine_tune_views: int,
     learning_rate: float,
-    views: int,
     layer_decay: float,
     weight_decay: float,
     label_smoothing: float,
@@ -51,8 +51,8 @@ def check_settings(
         class_weight: none or balanced.
         fine_tune_blocks: 0 or more.
         fine_tune_epochs: 1 or more.
+        fine_tune_views: 0 or more.
         learning_rate: above 0.
-        views: 0 or more.
         layer_decay: above 0, at most 1.
         weight_decay: 0 or more.
         label_smoothing: 0 to below 1.

@@ -14,7 +14,7 @@ def fine_tune(
     epochs: int,
     learning_rate: float,
     seed: int,
-    views: int,
+    num_views: int,
     layer_decay: float,
     weight_decay: float,
     label_smoothing: float,
@@ -36,7 +36,7 @@ def fine_tune(
         epochs: passes over the training pictures, at most.
         learning_rate: highest rate of AdamW, of the head and the last block.
         seed: fixes order, augmentation and dropout.
-        views: augmented views of each picture whose activations at the cut are kept; 0 makes new ones each epoch.
+        num_views: augmented views of each picture whose activations at the cut are kept; 0 makes new ones each epoch.
         layer_decay: the rate of each block is that of the next one times this, above 0 and at most 1.
         weight_decay: decoupled, 0 or more.
         label_smoothing: part of the target shared among all classes, 0 to below 1.
@@ -66,7 +66,7 @@ def fine_tune(
             learning_rate=learning_rate,
             seed=seed,
             cache=cache,
-            num_views=views,
+            num_views=num_views,
             **recipe,
         )
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})

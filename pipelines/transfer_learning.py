@@ -36,8 +36,8 @@ def build(settings: Settings) -> Any:
         class_weight: str = "none",
         fine_tune_blocks: int = 2,
         fine_tune_epochs: int = 8,
+        fine_tune_views: int = 4,
         learning_rate: float = 3e-5,
-        views: int = 4,
         layer_decay: float = 0.7,
         weight_decay: float = 1e-4,
         label_smoothing: float = 0.0,
@@ -72,8 +72,8 @@ def build(settings: Settings) -> Any:
             class_weight: none, or balanced, which makes each class count alike, in the head and in fine-tuning.
             fine_tune_blocks: how many of the backbone's last blocks to train; 0 keeps it frozen.
             fine_tune_epochs: passes over the training pictures, at most.
+            fine_tune_views: augmented views of each picture that the frozen part sees once; 0: new ones each epoch.
             learning_rate: highest rate of fine-tuning, of the head and the last block.
-            views: augmented views of each picture that the frozen part computes once; 0 computes new ones each epoch.
             layer_decay: the rate of each block is that of the next one times this, above 0 and at most 1.
             weight_decay: of fine-tuning, decoupled, 0 or more.
             label_smoothing: part of the target shared among all classes, 0 to below 1.
@@ -108,7 +108,7 @@ def build(settings: Settings) -> Any:
             fine_tune_blocks=fine_tune_blocks,
             fine_tune_epochs=fine_tune_epochs,
             learning_rate=learning_rate,
-            views=views,
+            fine_tune_views=fine_tune_views,
             layer_decay=layer_decay,
             weight_decay=weight_decay,
             label_smoothing=label_smoothing,
@@ -159,7 +159,7 @@ def build(settings: Settings) -> Any:
             epochs=fine_tune_epochs,
             learning_rate=learning_rate,
             seed=seed,
-            views=views,
+            num_views=fine_tune_views,
             layer_decay=layer_decay,
             weight_decay=weight_decay,
             label_smoothing=label_smoothing,

@@ -1,44 +1,10 @@
 """Random views of a picture, the same for the same seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import tensorflow as tf
 
-from graftflow.errors import unknown_name
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far a view may be from its picture.
-
-    Attributes:
-        smallest_side: of the crop, as a fraction of the picture's side.
-        brightness: largest shift of all values, in units of the range [0, 1].
-        contrast: largest relative change of the contrast; saturation changes by at most twice as much.
-        colour: whether hue and saturation change too.
-        erased_side: side of the grey square that hides a part of the picture, as a fraction of its side.
-    """
-
-    smallest_side: float
-    brightness: float
-    contrast: float
-    colour: bool = False
-    erased_side: float = 0.0
-
-
-AUGMENTATIONS: dict[str, Augmentation | None] = {
-    "none": None,
-    "light": Augmentation(smallest_side=0.8, brightness=0.1, contrast=0.2),
-    # Random resized crop (Szegedy et al. 2015), colour jitter (Howard 2013), random erasing (Zhong et al. 2017).
-    "strong": Augmentation(smallest_side=0.5, brightness=0.2, contrast=0.3, colour=True, erased_side=0.25),
-}
-
-
-def check_augmentation(name: str) -> None:
-    """Raise InputError unless ``name`` is one of ``none``, ``light``, ``strong``."""
-    if name not in AUGMENTATIONS:
-        raise unknown_name("augmentation", name, AUGMENTATIONS)
+from graftflow.recipes import AUGMENTATIONS, check_field
 
 
 def augment(pixels: tf.Tensor, seed: tf.Tensor, *, augmentation: str = "light") -> tf.Tensor:
@@ -57,7 +23,7 @@ def augment(pixels: tf.Tensor, seed: tf.Tensor, *, augmentation: str = "light") 
     Raises:
         InputError: for another name.
     """
-    check_augmentation(augmentation)
+    check_field("augmentation", augmentation)
     chosen = AUGMENTATIONS[augmentation]
     if chosen is None:
         return pixels

@@ -2,13 +2,22 @@
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftflow import archives, backbones, caches, deployment, epsilons, imagenet_classes, sources
-from graftflow.errors import InputError, unknown_name
+from graftflow import (
+    archives,
+    backbones,
+    caches,
+    deployment,
+    epsilons,
+    heads,
+    imagenet_classes,
+    recipes,
+    sources,
+)
+from graftflow.errors import InputError
 
 
 def check_run(settings: Mapping[str, Any]) -> None:
@@ -50,32 +59,8 @@ def _open_fraction(name: str, value: float) -> None:
         raise InputError(f"{name} must be a fraction between 0 and 1. Received: {value:g}")
 
 
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} must be a positive number. Received: {value}")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name} must be 0 or a positive number. Received: {value}")
-
-
-def _below_one(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise InputError(f"{name} must be at least 0 and below 1. Received: {value:g}")
-
-
-def _layer_decay(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise InputError(f"{name} must be above 0 and at most 1. Received: {value:g}")
-
-
-def _one_of(*choices: str) -> Any:
-    def check(name: str, value: str) -> None:
-        if value not in choices:
-            raise unknown_name(name, value, choices)
-
-    return check
+def _of_recipe(field: str) -> Any:
+    return lambda name, value: recipes.check_field(field, value, name=name)
 
 
 def _ideal_classes(_name: str, value: str) -> None:
@@ -83,6 +68,17 @@ def _ideal_classes(_name: str, value: str) -> None:
         imagenet_classes.imagenet_index(name)
 
 
+# Parameters of the pipeline that are fields of the recipe under the same name.
+_RECIPE = (
+    "learning_rate",
+    "layer_decay",
+    "weight_decay",
+    "label_smoothing",
+    "mixup",
+    "ema_decay",
+    "augmentation",
+    "precision",
+)
 _CHECKS: dict[str, Any] = {
     "dataset": lambda _, value: sources.check_source(value),
     "backbone": lambda _, value: backbones.get(value),
@@ -90,21 +86,14 @@ _CHECKS: dict[str, Any] = {
     "seed": _at_least(0),
     "validation_fraction": _open_fraction,
     "test_fraction": _open_fraction,
-    "head_type": _one_of("linear", "mlp"),
-    "class_weight": _one_of("none", "balanced"),
-    "views": _at_least(0),
-    "layer_decay": _layer_decay,
-    "weight_decay": _not_negative,
-    "label_smoothing": _below_one,
-    "mixup": _not_negative,
-    "ema_decay": _below_one,
-    "augmentation": _one_of("none", "light", "strong"),
-    "precision": _one_of("auto", "float32", "mixed_float16", "mixed_bfloat16"),
+    "head_type": lambda _, value: heads.check_head_type(value),
+    "class_weight": lambda _, value: heads.check_class_weight(value),
+    "fine_tune_blocks": _at_least(0),
+    "fine_tune_epochs": _of_recipe("epochs"),
+    "fine_tune_views": _of_recipe("num_views"),
+    **{name: _of_recipe(name) for name in _RECIPE},
     "mirrors": lambda _, value: sources.check_mirrors(value),
     "cache": lambda _, value: caches.check_cache(value),
-    "fine_tune_blocks": _at_least(0),
-    "fine_tune_epochs": _at_least(1),
-    "learning_rate": _positive,
     "min_accuracy": _fraction,
     "epsilons": lambda _, value: epsilons.parse_epsilons(value),
     "attack_steps": _at_least(1),

@@ -4,7 +4,7 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,80 +15,14 @@ import tensorflow as tf
 
 from graftflow import files
 from graftflow.activations import ViewSource
-from graftflow.augmentation import check_augmentation, mix
-from graftflow.errors import InputError, unknown_name
+from graftflow.augmentation import mix
 from graftflow.progress import Progress
+from graftflow.recipes import Recipe
 
 Array = npt.NDArray[Any]
 
-PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 # Tensor cores, which make 16 bits faster, came with this compute capability (NVIDIA Volta).
 _TENSOR_CORES = (7, 0)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the tail is trained.
-
-    Attributes:
-        epochs: passes over the training pictures, at most.
-        learning_rate: highest rate of AdamW, reached by the head and the last block.
-        layer_decay: the rate of each block is that of the next one times this, 0 to 1 (Howard and Ruder 2018,
-            section 3.1: discriminative fine-tuning).
-        warmup_fraction: part of all steps in which the rate rises from 0; then it falls to 0 along a cosine
-            (Loshchilov and Hutter 2017).
-        weight_decay: decoupled (Loshchilov and Hutter 2019), of kernels only.
-        label_smoothing: part of the target that is shared among all classes, 0 to below 1.
-        mixup: α of the Beta distribution that shares are drawn from (Zhang et al. 2018); 0 mixes nothing.
-        clip_norm: largest norm of the whole gradient.
-        ema_decay: of the exponential moving average of the weights, which is what validation sees and what is
-            kept (Polyak and Juditsky 1992); 0 keeps the last weights.
-        patience: epochs without a smaller validation log loss after which training stops.
-        precision: ``auto`` is ``mixed_float16`` on a GPU with tensor cores and ``float32`` elsewhere.
-        num_views: augmented views of each picture whose activations at the cut are kept; 0 makes a new view each
-            epoch.
-        augmentation: ``none``, ``light`` or ``strong``.
-        batch_size: pictures a step.
-        seed: fixes order, augmentation, mixing and dropout.
-    """
-
-    epochs: int
-    learning_rate: float
-    layer_decay: float = 0.7
-    warmup_fraction: float = 0.1
-    weight_decay: float = 1e-4
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.99
-    patience: int = 3
-    precision: str = "auto"
-    num_views: int = 4
-    augmentation: str = "light"
-    batch_size: int = 32
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise InputError for the first value out of its range."""
-        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("num_views", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}. Received: {getattr(self, name)}")
-        for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name} must be a positive number. Received: {value}")
-        for name in ("weight_decay", "mixup"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be 0 or a positive number. Received: {value}")
-        for name in ("label_smoothing", "ema_decay", "warmup_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 0 and below 1. Received: {getattr(self, name)}")
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"layer_decay must be above 0 and at most 1. Received: {self.layer_decay}")
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        check_augmentation(self.augmentation)
 
 
 class DiscriminativeAdamW(keras.optimizers.AdamW):  # type: ignore[misc]
@@ -177,10 +111,10 @@ class Trainer:
             global_clipnorm=recipe.clip_norm,
         )
         optimizer.exclude_from_weight_decay(var_names=["bias"])
-        scaled = keras.optimizers.LossScaleOptimizer(optimizer)
-        chosen = scaled if self._precision == "mixed_float16" else optimizer
-        chosen.build(self._model.trainable_variables)
-        return chosen
+        if self._precision == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(self._model.trainable_variables)
+        return optimizer
 
     def _step(self, values: Any, targets: Any, weights: Any, share: Any, order: Any) -> Any:
         if self._recipe.mixup:
@@ -321,11 +255,6 @@ def score(logits: Array, labels: Array) -> dict[str, float]:
 
     wide = logits.astype(np.float64)
     return {"accuracy": float((wide.argmax(axis=1) == labels).mean()), "log_loss": log_loss(wide, labels)}
-
-
-def recipe_facts(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as JSON holds it."""
-    return asdict(recipe)
 
 
 def _write_checkpoint(path: Path, state: _State, variables: list[Any]) -> None:

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from graftflow.activations import ViewSource, validation_activations, views_that
 from graftflow.cuts import Cut, cut, unfreeze_last_blocks
 from graftflow.errors import InputError
 from graftflow.features import frozen_function
-from graftflow.fine_tuning import Recipe, Trainer, recipe_facts, score
+from graftflow.fine_tuning import Trainer, score
+from graftflow.recipes import Recipe
 
 Layers = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 Logits = npt.NDArray[np.floating]
@@ -114,7 +116,7 @@ def write_model(
         seed: fixes order, augmentation and dropout.
         cache: folder that outlives this step (see :func:`graftflow.caches.open_cache`), where views and checkpoints
             wait for the next try; ``None`` keeps them in ``destination`` until the step ends.
-        **recipe: further fields of :class:`graftflow.fine_tuning.Recipe`.
+        **recipe: further fields of :class:`graftflow.recipes.Recipe`.
 
     Returns:
         What stands in ``model.json``.
@@ -137,7 +139,7 @@ def write_model(
             f"Received: '{weights}' ({identity['weights_sha256'][:12]}…)"
         )
     facts = {
-        "recipe": recipe_facts(chosen),
+        "recipe": asdict(chosen),
         "num_blocks": num_blocks,
         "backbone": identity,
         "dataset": datasets.load_info(dataset_path).digest,
@@ -224,7 +226,7 @@ def _fine_tune(
         "head": frozen,
         "fine_tuned": tuned,
         "history": history,
-        "recipe": recipe_facts(recipe),
+        "recipe": asdict(recipe),
         "views": num_views,
         "temperature": temperature,
         "calibrated": score(logits / temperature, validation[1]),

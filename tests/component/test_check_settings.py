@@ -29,7 +29,7 @@ def test_the_defaults_are_in_order() -> None:
         ({"attack_pictures": 0}, "attack_pictures must be a whole number from 1"),
         ({"head_type": "forest"}, "head_type must be one of linear, mlp. Received: 'forest'"),
         ({"class_weight": "cat=2"}, "class_weight must be one of balanced, none"),
-        ({"views": -1}, "views must be a whole number from 0"),
+        ({"fine_tune_views": -1}, "fine_tune_views must be a whole number from 0"),
         ({"layer_decay": 0.0}, "layer_decay must be above 0 and at most 1. Received: 0"),
         ({"mixup": -0.1}, "mixup must be 0 or a positive number"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),

@@ -15,7 +15,7 @@ from components.train_head import train_head
 from graftflow.errors import InputError
 
 RECIPE = {
-    "views": 1,
+    "num_views": 1,
     "layer_decay": 0.7,
     "weight_decay": 1e-4,
     "label_smoothing": 0.0,

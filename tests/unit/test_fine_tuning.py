@@ -13,7 +13,8 @@ import pytest
 
 from graftflow import fine_tuning
 from graftflow.errors import InputError
-from graftflow.fine_tuning import Recipe, Trainer, resolve_precision, score
+from graftflow.fine_tuning import Trainer, resolve_precision, score
+from graftflow.recipes import Recipe
 
 NUM_PICTURES, NUM_CLASSES = 48, 3
 
@@ -61,15 +62,6 @@ def fit(tail: keras.Model, folder: Path, source: Clusters | None = None, **chang
     source = source or Clusters()
     trainer = build_trainer(tail, **changes)
     return trainer.fit(source, source.validation, checkpoint=folder / "checkpoint.npz")
-
-
-def movement(before: list[np.ndarray], tail: keras.Model) -> dict[str, float]:
-    """Largest change of each layer's kernel."""
-    return {
-        v.path.split("/")[0]: float(np.abs(new - old).max())
-        for v, old, new in zip(tail.trainable_variables, before, tail.get_weights(), strict=False)
-        if v.path.endswith("kernel")
-    }
 
 
 def test_validation_gets_better_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
@@ -241,9 +233,9 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"epochs": 0}, "epochs must be at least 1. Received: 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"num_views": -1}, "num_views must be at least 0. Received: -1"),
+        ({"epochs": 0}, "epochs must be a whole number from 1. Received: 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1"),
+        ({"num_views": -1}, "num_views must be a whole number from 0. Received: -1"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number"),
         ({"learning_rate": float("nan")}, "learning_rate must be a positive number"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or a positive number"),

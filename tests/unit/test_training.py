@@ -114,7 +114,7 @@ def test_views_are_kept_or_made_anew_and_both_train(artifacts, tmp_path: Path, n
     summary = training.write_model(tmp_path, **settings(artifacts, **changes))
     assert summary["views"] == num_views
     assert len(summary["history"]) == 3
-    assert summary["history"][-1]["train_loss"] < 2 * summary["history"][0]["train_loss"]
+    assert summary["fine_tuned"]["log_loss"] <= summary["head"]["log_loss"] * 1.05
 
 
 def test_a_killed_step_computes_no_view_again(artifacts, tmp_path: Path, monkeypatch) -> None:
@@ -127,12 +127,10 @@ def test_a_killed_step_computes_no_view_again(artifacts, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         training.write_model(tmp_path / "model", **settings(artifacts, **changes))
     monkeypatch.undo()
-    (view,) = (tmp_path / "cache").rglob("view-0.npy")
-    before = view.stat().st_mtime_ns
+    assert len(list((tmp_path / "cache").rglob("view-0.npy"))) == 1
     seen = []
     monkeypatch.setattr(activations.ViewSource, "_pixels", lambda *a, **k: seen.append(a))
     summary = training.write_model(tmp_path / "model", **settings(artifacts, **changes))
-    assert before
     assert not seen
     assert len(summary["history"]) == 2
     # Done: nothing waits for another try.
@@ -151,10 +149,10 @@ def test_large_views_are_not_kept() -> None:
     [
         ({"num_blocks": -1}, "num_blocks must be at least 0. Received: -1"),
         ({"num_blocks": 99}, "between 0 .* and 16"),
-        ({"epochs": 0}, "epochs must be at least 1. Received: 0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1. Received: 0"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number"),
         ({"learning_rate": float("nan")}, "learning_rate must be a positive number"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1"),
         ({"weights": "none"}, "weights that the head was trained on"),
         ({"weights": "/missing.h5"}, "is no file"),
     ],
