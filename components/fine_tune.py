@@ -51,10 +51,12 @@ def fine_tune(
     from pathlib import Path
 
     from graftflow.files import atomic_directory, write_json
+    from graftflow.recipes import Recipe
     from graftflow.training import write_model
 
-    recipe = {"layer_decay": layer_decay, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
-    recipe |= {"mixup": mixup, "ema_decay": ema_decay, "augmentation": augmentation, "precision": precision}
+    how = {"layer_decay": layer_decay, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
+    how |= {"mixup": mixup, "ema_decay": ema_decay, "augmentation": augmentation, "precision": precision}
+    recipe = Recipe(epochs, learning_rate, num_views=num_views, seed=seed, **how)
     with atomic_directory(model.path) as folder:
         summary = write_model(
             folder,
@@ -62,12 +64,8 @@ def fine_tune(
             head_path=head.path,
             weights=weights,
             num_blocks=num_blocks,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            seed=seed,
+            recipe=recipe,
             cache=cache,
-            num_views=num_views,
-            **recipe,
         )
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
     figures = {f"head_{name}": value for name, value in summary["head"].items()}

@@ -52,6 +52,7 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifacts(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     """One artifact of every kind up to the evaluation."""
     from graftflow import datasets, evaluation, export, features, heads, training
+    from graftflow.recipes import Recipe
 
     root = tmp_path_factory.mktemp("artifacts")
     names = ("dataset", "features", "head", "model", "saved_model", "evaluation")
@@ -78,9 +79,7 @@ def artifacts(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         head_path=paths["head"],
         weights="imagenet",
         num_blocks=1,
-        epochs=1,
-        learning_rate=1e-4,
-        batch_size=8,
+        recipe=Recipe(epochs=1, learning_rate=1e-4, batch_size=8),
     )
     export.write_saved_model(
         paths["saved_model"], model_path=paths["model"], dataset_path=paths["dataset"], version=3

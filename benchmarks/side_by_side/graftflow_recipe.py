@@ -12,6 +12,7 @@ def main() -> None:
     settings = arguments()
     watch = Stopwatch(settings.started)
     from graftflow import datasets, features, heads, training
+    from graftflow.recipes import Recipe
 
     defaults = settings.defaults
     paths = {name: settings.scratch / name for name in ("dataset", "features", "head", "model")}
@@ -43,9 +44,11 @@ def main() -> None:
         head_path=paths["head"],
         weights="imagenet",
         num_blocks=defaults["fine_tune_blocks"],
-        epochs=1 if settings.quick else defaults["fine_tune_epochs"],
-        learning_rate=defaults["learning_rate"],
-        seed=settings.seed,
+        recipe=Recipe(
+            epochs=1 if settings.quick else defaults["fine_tune_epochs"],
+            learning_rate=defaults["learning_rate"],
+            seed=settings.seed,
+        ),
     )
     chosen = model["fine_tuned"] if model["chosen"] == "fine-tuned" else model["head"]
     watch.validated("fine-tuned", len(model["history"]), chosen["accuracy"], chosen["log_loss"])

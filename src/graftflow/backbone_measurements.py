@@ -150,9 +150,6 @@ def write_measurement(
             head_path=folders["head"],
             weights=candidate.weights,
             num_blocks=0,
-            epochs=1,
-            learning_rate=1e-4,
-            seed=seed,
         )
         export.write_saved_model(
             folders["saved_model"], model_path=folders["model"], dataset_path=dataset_path, version=1

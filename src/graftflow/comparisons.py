@@ -76,15 +76,12 @@ def mcnemar_p(only_first: int, only_second: int) -> float:
         only_first: pictures that only the first model got right, 0 or more.
         only_second: pictures that only the second got right, 0 or more.
     """
-    total, fewer = only_first + only_second, min(only_first, only_second)
-    if fewer < 0:
+    if min(only_first, only_second) < 0:
         raise InputError(f"Counts must be 0 or more. Received: {only_first} and {only_second}")
-    term = tail = 1
-    for k in range(1, fewer + 1):
-        term = term * (total - k + 1) // k
-        tail += term
-    # Whole numbers until here, so that no count is too large.
-    return float(min(1.0, 2 * tail / 2**total))
+    from scipy.stats import binomtest
+
+    total = only_first + only_second
+    return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def compare_predictions(

@@ -5,7 +5,6 @@ a line is written when its bytes are. What a kill or a crash has torn is cut off
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 from graftflow.audit import Audited, Facts, LeftOut
 from graftflow.caches import key_of, open_cache
+from graftflow.locks import locked_if_free
 from graftflow.near_duplicates import THUMBNAIL_BYTES
 from graftflow.pictures import Picture
 from graftflow.records import Span, Spool
@@ -176,8 +176,8 @@ def open_conversion(scratch: Path, *, cache: str | Path | None, source: str) -> 
     with writing(root):
         root.mkdir(exist_ok=True)
     folder = root / _key(source)
-    with _locked(folder.with_suffix(".lock")) as locked:
-        if not locked:
+    with locked_if_free(folder) as free:
+        if not free:
             print(
                 f"Another run converts the same pictures in '{folder}': this one starts from nothing.",
                 flush=True,
@@ -199,25 +199,3 @@ def _key(source: str) -> str:
     from importlib.metadata import version
 
     return key_of([LAYOUT, source, version("pillow"), version("tensorflow")])
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file that ends with the process; yield whether it was free."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another run holds it, or the file system has no locks
-            os.close(file)
-            yield False
-            return
-        # Whoever held it before may have removed it between our two calls.
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            break
-        os.close(file)
-    try:
-        yield True
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(file)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from PIL import Image
 
-from graftflow import datasets, export, files, metrics
+from graftflow import calibration, datasets, export, files, metrics
 from graftflow.progress import Progress
 
 
@@ -87,6 +87,29 @@ def summarise(
     }
 
 
+def before_scaling(
+    probabilities: npt.NDArray[Any], labels: npt.NDArray[Any], temperature: float
+) -> dict[str, Any]:
+    """Return what temperature scaling changed: the figures of the same model without it.
+
+    Args:
+        probabilities: ``(n, k)``, of the model that has the temperature folded in.
+        labels: ``int (n,)`` in [0, k).
+        temperature: that was folded in.
+
+    Returns:
+        ``{"temperature", "log_loss", "calibration_error", "calibration": curve}``; classes and accuracy stay the same.
+    """
+    plain = calibration.with_temperature(probabilities, 1.0 / temperature)
+    once = np.ones((1, len(labels)))
+    return {
+        "temperature": temperature,
+        "log_loss": float(metrics.log_loss(once, plain, labels)[0]),
+        "calibration_error": float(metrics.calibration_error(once, plain, labels)[0]),
+        "calibration": metrics.calibration_curve(plain, labels),
+    }
+
+
 def write_evaluation(
     destination: str | Path,
     *,
@@ -110,6 +133,8 @@ def write_evaluation(
     classes = list(datasets.load_info(dataset_path).classes)
     probabilities, labels, paths = predict_split(saved_model_path, dataset_path, "test")
     summary = summarise(probabilities, labels, classes, seed=seed)
+    temperature = files.read_json(Path(saved_model_path) / "export.json")["temperature"]
+    summary["before_scaling"] = before_scaling(probabilities, labels, temperature)
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:num_mistakes]

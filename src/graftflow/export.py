@@ -109,6 +109,7 @@ def write_saved_model(
         "sha256": files.sha256_directory(folder),
         "backbone": source["backbone"],
         "input_size": served.input_size,
+        "temperature": source.get("temperature", 1.0),
     }
     files.write_json(Path(destination) / "export.json", summary)
     return summary

@@ -63,8 +63,8 @@ class Recipe:
         seed: fixes order, augmentation, mixing and dropout.
     """
 
-    epochs: int
-    learning_rate: float
+    epochs: int = 8
+    learning_rate: float = 3e-5
     layer_decay: float = 0.7
     warmup_fraction: float = 0.1
     weight_decay: float = 1e-4

@@ -1,8 +1,10 @@
 """Fine-tuning: the last blocks at a low learning rate, kept only where validation says it is better."""
 
+import inspect
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,23 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from graftflow import backbones, caches, calibration, datasets, files, heads
+from graftflow import (
+    activations,
+    augmentation,
+    backbones,
+    caches,
+    calibration,
+    datasets,
+    files,
+    fine_tuning,
+    heads,
+)
 from graftflow.activations import ViewSource, validation_activations, views_that_fit
 from graftflow.cuts import Cut, cut, unfreeze_last_blocks
 from graftflow.errors import InputError
-from graftflow.features import frozen_function
+from graftflow.features import cache_facts, frozen_function
 from graftflow.fine_tuning import Trainer, score
+from graftflow.locks import locked_if_free
 from graftflow.recipes import Recipe
 
 Layers = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
@@ -94,11 +107,8 @@ def write_model(
     head_path: str | Path,
     weights: str,
     num_blocks: int,
-    epochs: int,
-    learning_rate: float,
-    seed: int = 0,
+    recipe: Recipe | None = None,
     cache: str | Path | None = None,
-    **recipe: Any,
 ) -> dict[str, Any]:
     """Fine-tune, and write the better of frozen and fine-tuned classifier into an existing folder.
 
@@ -111,12 +121,9 @@ def write_model(
         head_path: a ``head`` artifact trained on that dataset.
         weights: the backbone's weights; must be those the head was trained on.
         num_blocks: how many of the last blocks to train; 0 keeps the frozen classifier.
-        epochs: at most so many passes over the training pictures.
-        learning_rate: the highest, of the head and the last block.
-        seed: fixes order, augmentation and dropout.
+        recipe: how they are trained; ``None`` takes the defaults.
         cache: folder that outlives this step (see :func:`graftflow.caches.open_cache`), where views and checkpoints
             wait for the next try; ``None`` keeps them in ``destination`` until the step ends.
-        **recipe: further fields of :class:`graftflow.recipes.Recipe`.
 
     Returns:
         What stands in ``model.json``.
@@ -126,8 +133,8 @@ def write_model(
     """
     if num_blocks < 0:
         raise InputError(f"num_blocks must be at least 0. Received: {num_blocks}")
-    chosen = Recipe(epochs=epochs, learning_rate=learning_rate, seed=seed, **recipe)
-    chosen.check()
+    recipe = recipe or Recipe()
+    recipe.check()
     head = files.read_json(Path(head_path) / "head.json")
     layers = heads.read_layers(head_path)
     features_model = backbones.build(head["backbone"]["name"], weights=weights)
@@ -139,24 +146,44 @@ def write_model(
             f"Received: '{weights}' ({identity['weights_sha256'][:12]}…)"
         )
     facts = {
-        "recipe": asdict(chosen),
+        **cache_facts(identity),
+        "code": [inspect.getsource(module) for module in (activations, augmentation, fine_tuning)],
+        "recipe": asdict(recipe),
         "num_blocks": num_blocks,
-        "backbone": identity,
         "dataset": datasets.load_info(dataset_path).digest,
         "head": files.sha256_file(Path(head_path) / "head.npz"),
     }
-    workplace = Path(destination) / ".scratch"
-    if cache is not None:
-        workplace = caches.open_cache(cache) / "checkpoints" / caches.key_of(facts)
     model = build_classifier(features_model, layers)
-    summary = _fine_tune(
-        model, features_model, head, chosen, num_blocks, dataset_path=dataset_path, workplace=workplace
-    )
-    model.get_layer("backbone").trainable = False
-    model.save(Path(destination) / "model.keras")
-    files.write_json(Path(destination) / "model.json", {"backbone": identity, **summary})
-    shutil.rmtree(workplace, ignore_errors=True)
-    return {"backbone": identity, **summary}
+    with _workplace(Path(destination), cache, facts) as workplace:
+        trained = _fine_tune(
+            model, features_model, head, recipe, num_blocks, dataset_path=dataset_path, workplace=workplace
+        )
+        model.get_layer("backbone").trainable = False
+        model.save(Path(destination) / "model.keras")
+        summary = {"backbone": identity, **trained}
+        files.write_json(Path(destination) / "model.json", summary)
+    return summary
+
+
+@contextmanager
+def _workplace(destination: Path, cache: str | Path | None, facts: dict[str, Any]) -> Iterator[Path]:
+    """Yield the folder for views and checkpoints; what is in the cache stays until a block has ended well."""
+    if cache is not None:
+        folder = caches.open_cache(cache) / "checkpoints" / caches.key_of(facts)
+        folder.parent.mkdir(exist_ok=True)
+        with locked_if_free(folder) as free:
+            if free:
+                folder.mkdir(exist_ok=True)
+                yield folder
+                shutil.rmtree(folder, ignore_errors=True)
+                return
+        print("Another run trains the same: this one keeps its views and checkpoints to itself.", flush=True)
+    folder = destination / ".scratch"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fine_tune(
@@ -173,7 +200,6 @@ def _fine_tune(
     backbone, size = head["backbone"]["name"], int(head["backbone"]["input_size"])
     depths = unfreeze_last_blocks(features_model, backbone, num_blocks)
     parts = cut(features_model, backbone, num_blocks)
-    workplace.mkdir(parents=True, exist_ok=True)
     tail = _tail(model, parts)
     trunk = frozen_function(parts.trunk, size)
     validation = validation_activations(

@@ -56,8 +56,6 @@ class Run:
             head_path=root / "head",
             weights="imagenet",
             num_blocks=0,
-            epochs=1,
-            learning_rate=1e-4,
         )
 
     def challenge(self, destination: Path, source: str, **settings: Any) -> dict[str, Any]:

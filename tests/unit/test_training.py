@@ -9,19 +9,15 @@ import pytest
 from graftflow import activations, backbones, files, fine_tuning, heads, training
 from graftflow.calibration import with_temperature
 from graftflow.errors import InputError
+from graftflow.recipes import Recipe
 
 
 def settings(artifacts, **changes) -> dict:
-    return {
-        "dataset_path": artifacts.dataset,
-        "head_path": artifacts.head,
-        "weights": "imagenet",
-        "num_blocks": 1,
-        "epochs": 1,
-        "learning_rate": 1e-4,
-        "batch_size": 8,
-        **changes,
-    }
+    """Arguments of write_model; changes of fields of the recipe go into it."""
+    own = {"weights": "imagenet", "num_blocks": 1, "cache": None}
+    given = {name: changes.pop(name, value) for name, value in own.items()}
+    recipe = Recipe(**{"epochs": 1, "learning_rate": 1e-4, "batch_size": 8, **changes})
+    return {"dataset_path": artifacts.dataset, "head_path": artifacts.head, "recipe": recipe, **given}
 
 
 def weights_by_layer(model: keras.Model) -> dict[str, list[np.ndarray]]:

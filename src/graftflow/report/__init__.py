@@ -13,6 +13,7 @@ from graftflow.errors import InputError
 from graftflow.files import atomic_file
 from graftflow.report import results, sections
 from graftflow.report.artifacts import Artifacts
+from graftflow.report.data import data
 from graftflow.report.images import Album, Encoded, encode_within
 
 MOST_BYTES = 1_950_000  # KFP shows pages of less than 2 MB well, and so do mail programs.
@@ -63,7 +64,7 @@ def _view(artifacts: Artifacts, album: Album, min_accuracy: float) -> dict[str, 
         view["verdict"] = sections.verdict(artifacts, min_accuracy)
         view["tests"] = results.tests(artifacts, album)
     with artifacts.blaming("dataset"):
-        view["data"] = sections.data(artifacts, album)
+        view["data"] = data(artifacts, album)
     with artifacts.blaming("model"):
         view["training"] = sections.training(artifacts)
     with artifacts.blaming("adversarial"):

@@ -6,8 +6,9 @@ from typing import Any
 from graftflow.report import numbers
 from graftflow.report.artifacts import Artifacts
 from graftflow.report.charts import Axis, Chart, Guide, Series, root_axis
+from graftflow.report.data import MOST_CLASSES
 from graftflow.report.images import Album
-from graftflow.report.sections import MOST_CLASSES, worst_case
+from graftflow.report.sections import worst_case
 
 MATRIX_CLASSES = 20
 MOST_PAIRS = 12
@@ -66,7 +67,8 @@ def tests(artifacts: Artifacts, album: Album) -> dict[str, Any]:
         "compact": _compact(classes, confusion) if len(classes) > MATRIX_CLASSES else None,
         "pairs": _pairs(classes, confusion),
         "roc": _roc(evaluation["roc"], evaluation["metrics"].get("auc")),
-        "calibration": _calibration(evaluation["calibration"]),
+        "calibration": _calibration(evaluation),
+        "scaling": _scaling(evaluation),
         "wrong": wrong,
         "mistakes": [
             {
@@ -188,29 +190,44 @@ def _roc(roc: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any
     }
 
 
-def _calibration(bins: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    bins, before = evaluation["calibration"], evaluation.get("before_scaling")
+    series = [_bins("as served", bins)]
+    if before:
+        series.append(_bins("before temperature scaling", before["calibration"]))
+    return Chart(
+        "Calibration",
+        f"Share of right answers over the stated probability, in bins: {'; '.join(series[0].notes)}.",
+        Axis("probability that the model states", 0.0, 1.0, _WHOLE, numbers.short_percent),
+        Axis("share that is right", 0.0, 1.0, _WHOLE, numbers.short_percent),
+        tuple(series),
+        (Guide((0.0, 0.0), (1.0, 1.0), ""),),
+    ).drawing()
+
+
+def _bins(name: str, bins: Sequence[Mapping[str, float]]) -> Series:
     largest = max((b["count"] for b in bins), default=1)
     notes = [
         f"{numbers.plural(int(b['count']), 'picture')}: stated {numbers.percent(b['confidence'])}, "
         f"right {numbers.percent(b['accuracy'])}"
         for b in bins
     ]
-    return Chart(
-        "Calibration",
-        f"Share of right answers over the stated probability, in bins: {'; '.join(notes)}.",
-        Axis("probability that the model states", 0.0, 1.0, _WHOLE, numbers.short_percent),
-        Axis("share that is right", 0.0, 1.0, _WHOLE, numbers.short_percent),
-        (
-            Series(
-                "a bin of pictures",
-                [(b["confidence"], b["accuracy"]) for b in bins],
-                line=False,
-                notes=notes,
-                sizes=[b["count"] / largest for b in bins],
-            ),
-        ),
-        (Guide((0.0, 0.0), (1.0, 1.0), ""),),
-    ).drawing()
+    points = [(b["confidence"], b["accuracy"]) for b in bins]
+    return Series(name, points, line=False, notes=notes, sizes=[b["count"] / largest for b in bins])
+
+
+def _scaling(evaluation: Mapping[str, Any]) -> str:
+    """Say what temperature scaling did to the test pictures."""
+    before = evaluation.get("before_scaling")
+    if not before:
+        return ""
+    after = {name: evaluation["metrics"][name]["value"] for name in ("log_loss", "calibration_error")}
+    return (
+        f"The validation pictures asked for a temperature of {numbers.decimal(before['temperature'])}, which is part "
+        f"of the model: log loss {numbers.decimal(before['log_loss'])} → {numbers.decimal(after['log_loss'])}, "
+        f"calibration error {numbers.decimal(before['calibration_error'])} → "
+        f"{numbers.decimal(after['calibration_error'])} on the test pictures."
+    )
 
 
 def robustness(artifacts: Artifacts, album: Album) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from graftflow.report.charts import (
     percent_axis,
     power_of_ten,
 )
-from graftflow.report.data import MOST_CLASSES as MOST_CLASSES
-from graftflow.report.data import data as data
 from graftflow.report.learning import learning_curve_chart
 
 
