@@ -36,7 +36,7 @@ def build(settings: Settings) -> Any:
         class_weight: str = "none",
         fine_tune_blocks: int = 2,
         fine_tune_epochs: int = 8,
-        fine_tune_views: int = 4,
+        fine_tune_views: int = 2,
         learning_rate: float = 3e-5,
         layer_decay: float = 0.7,
         weight_decay: float = 1e-4,

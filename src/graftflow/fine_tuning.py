@@ -166,7 +166,7 @@ class Trainer:
                 variable.assign(value)
         history = state.history
         while len(history) < self._recipe.epochs and not self._is_over(history):
-            train_loss = self._epoch(source, len(history))
+            train_loss = self.train_epoch(source, len(history))
             weights = [v.numpy() for v in self._model.trainable_variables]
             kept = [average.numpy() for average in self._averages] if self._recipe.ema_decay else weights
             self._assign(kept)
@@ -189,7 +189,8 @@ class Trainer:
             layer.dtype_policy = policy
         return history
 
-    def _epoch(self, source: ViewSource, number: int) -> float:
+    def train_epoch(self, source: ViewSource, number: int) -> float:
+        """Train one epoch, counted from 0, and return the mean of its batches' losses."""
         label = f"fine-tuning, epoch {number + 1} of at most {self._recipe.epochs},"
         progress, losses = Progress(label, total=self._num_batches, unit="batches"), []
         for values, targets, weights, share, order in self._examples(source, number):

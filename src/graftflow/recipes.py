@@ -74,7 +74,7 @@ class Recipe:
     ema_decay: float = 0.99
     patience: int = 3
     precision: str = "auto"
-    num_views: int = 4
+    num_views: int = 2
     augmentation: str = "light"
     batch_size: int = 32
     seed: int = 0

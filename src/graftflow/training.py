@@ -200,7 +200,7 @@ def _fine_tune(
     backbone, size = head["backbone"]["name"], int(head["backbone"]["input_size"])
     depths = unfreeze_last_blocks(features_model, backbone, num_blocks)
     parts = cut(features_model, backbone, num_blocks)
-    tail = _tail(model, parts)
+    tail = tail_of(model, parts)
     trunk = frozen_function(parts.trunk, size)
     validation = validation_activations(
         dataset_path,
@@ -259,8 +259,13 @@ def _fine_tune(
     }
 
 
-def _tail(model: Any, parts: Cut) -> keras.Model:
-    """Join the backbone's tail and the classifier's own head into one model from activations to logits."""
+def tail_of(model: Any, parts: Cut) -> keras.Model:
+    """Join the backbone's tail and the classifier's own head into one model from activations to logits.
+
+    Args:
+        model: what :func:`build_classifier` returned; its layers are shared.
+        parts: of the feature extractor that it was built on.
+    """
     activations = keras.Input(parts.shape, name="activations")
     x = parts.tail(activations, training=False) if parts.tail else activations
     for name in ("dropout", "hidden", "logits"):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConf
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineDeploymentConfig, PipelineSpec
 
 from components.image import IMAGE
+from graftflow.recipes import Recipe
 from pipelines import compile as compile_module
+from pipelines import parameters
 from pipelines import settings as settings_file
 from pipelines.settings import STEPS, SettingsError
 
@@ -126,6 +129,14 @@ def test_every_step_but_the_deployment_is_cached_and_has_a_name_for_people(spec)
 def test_every_parameter_is_documented(spec: PipelineSpec) -> None:
     for name, parameter in spec.root.input_definitions.parameters.items():
         assert parameter.description, name
+
+
+def test_the_defaults_of_fine_tuning_are_those_of_its_recipe() -> None:
+    values = parameters.defaults(parameters.local_pipeline("python"))
+    names = {"epochs": "fine_tune_epochs", "num_views": "fine_tune_views"}
+    shared = {name: value for name, value in asdict(Recipe()).items() if names.get(name, name) in values}
+    assert len(shared) == 11
+    assert shared == {name: values[names.get(name, name)] for name in shared}
 
 
 def test_gpu_steps_are_placed_by_settings_alone(gpu) -> None:

@@ -149,3 +149,17 @@ def test_mistakes_are_the_most_confident_ones_with_their_pictures(artifacts, tmp
         assert mistake["label"] != mistake["predicted"]
         with Image.open(out / mistake["picture"]) as picture:
             assert max(picture.size) <= 320
+
+
+def test_what_the_temperature_changed_is_told(artifacts) -> None:
+    summary = files.read_json(artifacts.evaluation / "evaluation.json")
+    before, temperature = summary["before_scaling"], summary["before_scaling"]["temperature"]
+    assert temperature == files.read_json(artifacts.model / "model.json")["temperature"] != 1.0
+    rows = list(csv.DictReader((artifacts.evaluation / "predictions.csv").open(encoding="utf-8")))
+    served = np.array([[float(row[name]) for name in summary["classes"]] for row in rows])
+    labels = np.array([summary["classes"].index(row["label"]) for row in rows])
+    plain = served**temperature
+    plain /= plain.sum(axis=1, keepdims=True)
+    expected = -np.log(plain[np.arange(len(labels)), labels]).mean()
+    assert before["log_loss"] == pytest.approx(expected, rel=1e-4)
+    assert sum(part["count"] for part in before["calibration"]) == len(labels)

@@ -8,7 +8,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,101 +339,6 @@ def test_checking_a_source_does_not_import_tensorflow() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
-
-
-# tfds asks protobuf for something that protobuf is about to drop.
-tfds_warns = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated")
-
-
-@pytest.fixture
-def prepare(tmp_path: Path) -> Callable[[type], Path]:
-    def prepare(builder: type) -> Path:
-        made = builder(data_dir=str(tmp_path / "tfds"))
-        made.download_and_prepare()
-        return tmp_path / "tfds"
-
-    return prepare
-
-
-@tfds_warns
-def test_tfds_yields_the_encoded_bytes_of_all_splits(tmp_path: Path, prepare: Callable[[type], Path]) -> None:
-    import tensorflow_datasets as tfds
-
-    class GraftflowShapes(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                "label": tfds.features.ClassLabel(names=["square", "circle"]),
-                "extra": tfds.features.Text(),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, manager: Any) -> Any:
-            return {"train": self._generate_examples(8), "test": self._generate_examples(5)}
-
-        def _generate_examples(self, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
-            for i in range(count):
-                label = -1 if i == 4 else i % 2
-                yield i, {"image": shape(i), "label": label, "extra": "x"}
-
-    data_dir = prepare(GraftflowShapes)
-    with open_source("tfds:graftflow_shapes", scratch=tmp_path, tfds_data_dir=data_dir) as opened:
-        pictures = list(opened.pictures)
-    assert opened.total == len(pictures) == 13
-    assert "test, train" in opened.note
-    labelled = [picture for picture in pictures if picture.label]
-    assert {picture.label for picture in labelled} == {"square", "circle"}
-    assert {picture.path.split("/")[1][:5] for picture in pictures} == {"train", "test-"}
-    stored = {picture.read() for picture in labelled}
-    assert stored <= {shape(i).getvalue() for i in range(8)}
-    unlabelled = [picture for picture in pictures if not picture.label]
-    assert len(unlabelled) == 2
-    with pytest.raises(Unusable, match="has no label"):
-        unlabelled[0].read()
-    again = contents("tfds:graftflow_shapes", tmp_path, tfds_data_dir=data_dir)
-    assert again == [(picture.path, picture.label) for picture in pictures]
-    file = next(data_dir.rglob("*train.tfrecord*"))
-    file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(InputError, match=r"'graftflow_shapes' in '.*' cannot be read: ") as caught:
-        contents("tfds:graftflow_shapes", tmp_path, tfds_data_dir=data_dir)
-    assert "\n" not in str(caught.value)
-
-
-def shape(index: int) -> io.BytesIO:
-    return io.BytesIO(encode_png(np.full((4, 5, 3), index * 9, np.uint8)))
-
-
-@tfds_warns
-def test_tfds_without_image_and_label_is_told(tmp_path: Path, prepare: Callable[[type], Path]) -> None:
-    import tensorflow_datasets as tfds
-
-    class GraftflowWords(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "word": tfds.features.Text(),
-            }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, manager: Any) -> Any:
-            return {"train": iter([(0, {"image": shape(1), "word": "x"})])}
-
-        def _generate_examples(self) -> None:
-            raise NotImplementedError
-
-    data_dir = prepare(GraftflowWords)
-    with pytest.raises(InputError, match="no such 'label'; its features: image, word"):
-        contents("tfds:graftflow_words", tmp_path, tfds_data_dir=data_dir)
-
-
-def test_tfds_with_an_unknown_version_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"Received: 'mnist:9\.9\.9'") as caught:
-        contents("tfds:mnist:9.9.9", tmp_path, tfds_data_dir=tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_pictures_are_read_when_asked_for(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     bins, before = evaluation["calibration"], evaluation.get("before_scaling")
     series = [_bins("as served", bins)]
     if before:
-        series.append(_bins("before temperature scaling", before["calibration"]))
+        series.append(_bins("before temperature scaling", before["calibration"], colour=1))
     return Chart(
         "Calibration",
         f"Share of right answers over the stated probability, in bins: {'; '.join(series[0].notes)}.",
@@ -205,7 +205,7 @@ def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     ).drawing()
 
 
-def _bins(name: str, bins: Sequence[Mapping[str, float]]) -> Series:
+def _bins(name: str, bins: Sequence[Mapping[str, float]], *, colour: int = 0) -> Series:
     largest = max((b["count"] for b in bins), default=1)
     notes = [
         f"{numbers.plural(int(b['count']), 'picture')}: stated {numbers.percent(b['confidence'])}, "
@@ -213,7 +213,8 @@ def _bins(name: str, bins: Sequence[Mapping[str, float]]) -> Series:
         for b in bins
     ]
     points = [(b["confidence"], b["accuracy"]) for b in bins]
-    return Series(name, points, line=False, notes=notes, sizes=[b["count"] / largest for b in bins])
+    sizes = [b["count"] / largest for b in bins]
+    return Series(name, points, colour, line=False, notes=notes, sizes=sizes)
 
 
 def _scaling(evaluation: Mapping[str, Any]) -> str:
