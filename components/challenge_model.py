@@ -30,7 +30,7 @@ def challenge_model(
         challenge: challenge.json (all figures), scores.csv, challenge.html and pictures/*.jpg.
         challenge_page: the page, pictures inside, under 2 MB.
         challenge_metrics: accuracy on shared classes, mean confidence, and AUC and rejected share of each score.
-        mirrors: addresses that are asked before the source's own, comma-separated.
+        mirrors: addresses of folders, tried where a source's own address lacks its file.
         cache: folder that outlives the step; empty keeps nothing.
     """
     from pathlib import Path

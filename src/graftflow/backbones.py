@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftflow.addresses import file_name, split_checksum
 from graftflow.errors import InputError, unknown_name
 from graftflow.pretrained import load_keras_weights
 
@@ -107,8 +108,9 @@ def check_weights(weights: str) -> None:
         weights: ``"imagenet"``, ``"none"`` (random, for tests), an ``http(s)://`` address, or a file's path.
 
     Raises:
-        InputError: where it is a path and no file stands there.
+        InputError: where it is a path and no file stands there, or an address with a broken ``#sha256=``.
     """
+    split_checksum(weights)
     if is_file(weights) and not Path(weights).is_file():
         raise InputError(
             "weights must be 'imagenet', 'none', an http(s) address or the path of a file. "
@@ -252,7 +254,6 @@ def _local_file(weights: str) -> Path:
     """
     if not re.match(r"https?://", weights):
         return Path(weights)
-    from graftflow.addresses import file_name, split_checksum
     from graftflow.downloads import download
 
     address, sha256 = split_checksum(weights)
@@ -285,7 +286,7 @@ def identity(name: str, model: Any, *, weights: str) -> dict[str, Any]:
         digest.update(keras.ops.convert_to_numpy(variable.value).tobytes())
     return {
         "name": backbone.name,
-        "weights": weights.rsplit("/", 1)[-1],
+        "weights": split_checksum(weights)[0].rsplit("/", 1)[-1],
         "weights_sha256": digest.hexdigest(),
         "input_size": backbone.input_size,
         "preprocessing": preprocessing_of(backbone, weights).name,

@@ -223,3 +223,8 @@ def test_a_mirror_without_the_file_is_told_in_one_line(mirror, tmp_path: Path, m
         backbones.build("efficientnet_lite0", weights=f"{address}/missing.pth")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "home").rglob("*.pth"))
+
+
+def test_a_broken_checksum_of_weights_is_told_before_any_download() -> None:
+    with pytest.raises(InputError, match="must be sha256= and 64 hexadecimal digits"):
+        backbones.check_weights("https://example.org/weights.h5#sha256=12")
