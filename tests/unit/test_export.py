@@ -155,7 +155,8 @@ def test_what_the_temperature_changed_is_told(artifacts) -> None:
     summary = files.read_json(artifacts.evaluation / "evaluation.json")
     before, temperature = summary["before_scaling"], summary["before_scaling"]["temperature"]
     assert temperature == files.read_json(artifacts.model / "model.json")["temperature"] != 1.0
-    rows = list(csv.DictReader((artifacts.evaluation / "predictions.csv").open(encoding="utf-8")))
+    with (artifacts.evaluation / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     served = np.array([[float(row[name]) for name in summary["classes"]] for row in rows])
     labels = np.array([summary["classes"].index(row["label"]) for row in rows])
     plain = served**temperature
