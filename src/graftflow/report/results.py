@@ -193,11 +193,11 @@ def _roc(roc: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any
 def _calibration(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     bins, before = evaluation["calibration"], evaluation.get("before_scaling")
     series = [_bins("as served", bins)]
-    if before:
-        series.append(_bins("before temperature scaling", before["calibration"], colour=1))
+    if before:  # drawn first, so that it lies under what is served
+        series.insert(0, _bins("before temperature scaling", before["calibration"], colour=1))
     return Chart(
         "Calibration",
-        f"Share of right answers over the stated probability, in bins: {'; '.join(series[0].notes)}.",
+        f"Share of right answers over the stated probability, in bins: {'; '.join(series[-1].notes)}.",
         Axis("probability that the model states", 0.0, 1.0, _WHOLE, numbers.short_percent),
         Axis("share that is right", 0.0, 1.0, _WHOLE, numbers.short_percent),
         tuple(series),
