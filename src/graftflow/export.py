@@ -27,7 +27,9 @@ class ServedClassifier(tf.Module):  # type: ignore[misc]
 
     def __init__(self, model: Any, classes: list[str], classes_file: Path) -> None:
         super().__init__()
-        self.model = model
+        # TensorFlow's own variables: where Keras' wrappers are tracked instead, the checkpoint holds copies that
+        # the graph does not read, and TensorFlow Serving, which runs the graph in a session, finds none.
+        self.weights = [variable.value for variable in model.weights]
         self.input_size = int(model.input_shape[1])
         self.classes = tf.constant(classes)
         self.classes_asset = tf.saved_model.Asset(str(classes_file))
