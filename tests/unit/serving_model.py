@@ -98,8 +98,8 @@ def free_port() -> int:
 class Server:
     """A running server process."""
 
-    def __init__(self, process: "subprocess.Popen[str]", url: str, log: Path) -> None:
-        self.process, self.url, self._log = process, url, log
+    def __init__(self, process: "subprocess.Popen[str]", url: str, address: str, log: Path) -> None:
+        self.process, self.url, self.address, self._log = process, url, address, log
 
     def log(self) -> str:
         """What it has printed so far, both streams."""
@@ -120,9 +120,17 @@ class Server:
 
 
 @contextmanager
-def running_server(base_path: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """Start ``python -m graftflow.serving`` for the model ``toy`` and end it afterwards."""
-    port = free_port()
+def running_server(base_path: Path | None, log: Path, *flags: str, patience: float = 60) -> Iterator[Server]:
+    """Start ``python -m graftflow.serving`` for the model ``toy`` and end it afterwards.
+
+    Args:
+        base_path: where the versions of ``toy`` are; ``None`` where ``flags`` name the models.
+        log: the file for what it prints.
+        flags: further flags.
+        patience: seconds that it may take to serve or to end.
+    """
+    port, grpc_port = free_port(), free_port()
+    model = ["--model_name=toy", "--model_base_path", str(base_path)] if base_path else []
     with log.open("w") as stream:
         process = subprocess.Popen(
             [
@@ -130,9 +138,8 @@ def running_server(base_path: Path, log: Path, *flags: str) -> Iterator[Server]:
                 "-m",
                 "graftflow.serving",
                 f"--rest_api_port={port}",
-                "--model_name=toy",
-                "--model_base_path",
-                str(base_path),
+                f"--port={grpc_port}",
+                *model,
                 "--file_system_poll_wait_seconds=0.1",
                 *flags,
             ],
@@ -142,9 +149,9 @@ def running_server(base_path: Path, log: Path, *flags: str) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
+    server = Server(process, f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}", log)
     try:
-        server.wait(lambda: "serving toy at" in server.log() or process.poll() is not None, 60)
+        server.wait(lambda: "(stop with" in server.log() or process.poll() is not None, patience)
         yield server
     finally:
         if process.poll() is None:

@@ -64,7 +64,7 @@ def post(server, document, path="/v1/models/toy:predict"):
 
 def test_it_says_once_where_it_serves_after_the_warm_up(server):
     lines = server.log().splitlines()
-    assert f"serving toy at {server.url}/v1/models/toy (stop with Ctrl-C)" == lines[-1]
+    assert f"serving toy at {server.url} and grpc://{server.address} (stop with Ctrl-C)" == lines[-1]
     assert "version 1: replayed 1 warm-up requests" in lines
 
 

@@ -1,13 +1,9 @@
-"""TensorFlow Serving's REST API over a model store, as an ASGI application."""
+"""TensorFlow Serving's REST API over a set of models, as an ASGI application."""
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
 import re
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import unquote
 
 from google.protobuf.json_format import MessageToDict
@@ -18,13 +14,17 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from graftflow.serving import json_inputs, json_outputs
-from graftflow.serving.model_store import ModelStore, status_json
+from graftflow.serving import bodies, classifications, examples, json_inputs, json_outputs, monitoring
+from graftflow.serving.inference import Inference, counted, signature_key
+from graftflow.serving.json_inputs import Tensor
+from graftflow.serving.model_sets import ModelSpec
+from graftflow.serving.model_store import status_json
 from graftflow.serving.status import HTTP_STATUS, Code, ServingError, invalid
 
 log = logging.getLogger("graftflow.serving")
 
-BODY_LIMIT = 64 * 2**20  # bytes of a request
+# A body beyond this many bytes is read and written on a thread: the event loop answers the others.
+_LARGE = 32 * 2**10
 
 _TARGET = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(_TARGET + r":(?P<method>predict|classify|regress)", re.IGNORECASE)
@@ -36,44 +36,54 @@ class RestApi:
     """Answers in TensorFlow Serving's form; a model's work runs on threads: status never waits.
 
     Args:
-        store: the model to serve.
-        poll_wait_seconds: pause between two looks for a new version; 0 looks once, at the start.
+        inference: what runs the models.
+        timeout: seconds that a request may take, the reading of its body included.
+        monitoring_path: where metrics are read; ``None`` for nowhere.
+        cors: whether pages of other origins may read the answers.
     """
 
-    def __init__(self, store: ModelStore, poll_wait_seconds: float) -> None:
-        self._store, self._poll_wait_seconds = store, poll_wait_seconds
-        self._workers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="predict")
+    def __init__(
+        self,
+        inference: Inference,
+        timeout: float = 30.0,
+        monitoring_path: str | None = None,
+        *,
+        cors: bool = False,
+    ) -> None:
+        self._inference, self._timeout = inference, timeout
+        self._monitoring_path, self._cors = monitoring_path, cors
 
     def application(self) -> Starlette:
-        """Return the ASGI application; its start-up ends once the newest version is loaded."""
+        """Return the ASGI application."""
         # One route for everything: TensorFlow Serving's own patterns judge paths and methods.
-        return Starlette(routes=[Route("/{path:path}", _AnyMethod(self))], lifespan=self._lifespan)
-
-    @contextlib.asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._workers, self._store.poll)
-        if self._poll_wait_seconds > 0:
-            self._store.watch(self._poll_wait_seconds)
-        try:
-            yield
-        finally:
-            await loop.run_in_executor(None, self._store.close)
-            self._workers.shutdown(wait=True, cancel_futures=True)
+        return Starlette(routes=[Route("/{path:path}", _AnyMethod(self))])
 
     async def answer(self, request: Request) -> Response:
         """Answer one request; every error becomes ``{"error": "…"}``."""
+        response = await self._answer(request)
+        if self._cors:
+            response.headers["Access-Control-Allow-Origin"] = "*"
+            response.headers["Access-Control-Allow-Methods"] = "GET, POST"
+            response.headers["Access-Control-Allow-Headers"] = "Content-Type"
+        return response
+
+    async def _answer(self, request: Request) -> Response:
+        if self._cors and request.method == "OPTIONS":
+            return Response(status_code=200)
+        if request.method == "GET" and request.url.path == self._monitoring_path:
+            return Response(monitoring.exposition(), headers={"Content-Type": monitoring.CONTENT_TYPE})
         try:
-            return _json(await self._dispatch(request))
+            text = await self._dispatch(request)
+            return await bodies.respond(request, text)
         except ServingError as error:
-            return _json(_error(error.message), HTTP_STATUS[error.code])
-        except _TooLargeError as error:
-            return _json(_error(str(error)), 413)
+            return _error(error.message, HTTP_STATUS[error.code])
+        except bodies.TooLargeError as error:
+            return _error(str(error), 413)
         except ClientDisconnect:
             return Response(status_code=HTTP_STATUS[Code.CANCELLED])
         except Exception:
             log.exception("%s %s failed", request.method, request.url.path)
-            return _json(_error("Internal error; the server's log says more"), 500)
+            return _error("Internal error; the server's log says more", 500)
 
     async def _dispatch(self, request: Request) -> str:
         # The path as sent: it is matched before it is decoded, so "%2F" is never a separator.
@@ -89,51 +99,77 @@ class RestApi:
             if request.method == "GET" and _NO_NAME.fullmatch(path):
                 raise invalid("Missing model name in request.")
             raise invalid(f"Malformed request: {request.method} {path}")
-        name, version = unquote(match["name"]), _version(match["version"])
-        if match["label"]:
-            raise invalid(f"Unrecognized servable version label: {unquote(match['label'])}")
+        label = unquote(match["label"]) if match["label"] else None
+        spec = ModelSpec(unquote(match["name"]), _version(match["version"]), label)
         if request.method == "GET":
             if match["resource"]:
-                return self._metadata(name, version)
-            return json.dumps(status_json(self._store.statuses(name, version)), indent=1) + "\n"
-        body = await _read(request)
-        method = match["method"].lower()
-        if method != "predict":
-            raise ServingError(Code.UNIMPLEMENTED, f"This server answers predict only. Received: {method}")
+                return self._metadata(spec)
+            return json.dumps(status_json(self._inference.models.statuses(spec)), indent=1) + "\n"
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self._predict, name, version, body)
+        end = loop.time() + self._timeout
+        try:
+            body = await asyncio.wait_for(bodies.read(request), self._timeout)
+        except TimeoutError:
+            raise ServingError(
+                Code.DEADLINE_EXCEEDED, f"The request's body must arrive within {self._timeout:g} s"
+            ) from None
+        method = match["method"].lower()
+        # Judged before it is counted: a metric of any name that is sent would fill the memory.
+        known = spec.name if spec.name in self._inference.models.names() else ""
+        with counted(known, method, "REST"):
+            run = self._predict if method == "predict" else self._on_examples
+            return await run(spec, body, method, max(1e-3, end - loop.time()))
 
-    def _predict(self, name: str, version: int | None, body: bytes) -> str:
-        document = json_inputs.parse_object(body)
-        signature = json_inputs.signature_name(document)
-        model = self._store.get(name, version)
-        inputs, form = json_inputs.read_inputs(document, model.signature(signature).inputs)
-        if json_inputs.has_infinity(inputs):
+    async def _predict(self, spec: ModelSpec, body: bytes, method: str, timeout: float) -> str:
+        document = await self._parse(body)
+        spec = _with_signature(spec, document)
+        version = self._inference.models.get(spec)
+        wanted = version.signature(signature_key(spec)).inputs
+
+        def tensors() -> tuple[dict[str, Tensor], json_inputs.Format]:
+            inputs, form = json_inputs.read_inputs(document, wanted)
+            if json_inputs.has_infinity(inputs):
+                json_inputs.refuse_overflow(body)
+            return inputs, form
+
+        large = len(body) > _LARGE
+        inputs, form = await self._inference.elsewhere(tensors) if large else tensors()
+        outputs = await self._inference.predict(spec, version, inputs, timeout=timeout)
+        if sum(tensor.size for tensor in outputs.values()) > _LARGE:
+            return str(await self._inference.elsewhere(json_outputs.write_outputs, outputs, form))
+        return json_outputs.write_outputs(outputs, form)
+
+    async def _on_examples(self, spec: ModelSpec, body: bytes, method: str, timeout: float) -> str:
+        document = await self._parse(body)
+        spec = _with_signature(spec, document)
+        version = self._inference.models.get(spec)
+        given = examples.read_examples(document)
+        if examples.has_infinity(given):
             json_inputs.refuse_overflow(body)
-        return json_outputs.write_outputs(model.predict(signature, inputs), form)
+        if method == "classify":
+            found = await self._inference.classify(spec, version, given, timeout)
+            return classifications.write_classifications(found)
+        found = await self._inference.regress(spec, version, given, timeout)
+        return classifications.write_regressions(found)
 
-    def _metadata(self, name: str, version: int | None) -> str:
-        model = self._store.get(name, version)
+    async def _parse(self, body: bytes) -> dict[str, object]:
+        if len(body) > _LARGE:
+            return dict(await self._inference.elsewhere(json_inputs.parse_object, body))
+        return json_inputs.parse_object(body)
+
+    def _metadata(self, spec: ModelSpec) -> str:
+        model = self._inference.models.get(spec)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         for key, definition in model.signature_defs.items():
             signatures.signature_def[key].CopyFrom(definition)
         described = MessageToDict(
             signatures, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
-        return (
-            json.dumps(
-                {
-                    "model_spec": {
-                        "name": name,
-                        "signature_name": "",
-                        "version": str(model.number),
-                    },
-                    "metadata": {"signature_def": described},
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+        document = {
+            "model_spec": {"name": spec.name, "signature_name": "", "version": str(model.number)},
+            "metadata": {"signature_def": described},
+        }
+        return json.dumps(document, indent=1) + "\n"
 
 
 class _AnyMethod:
@@ -147,28 +183,8 @@ class _AnyMethod:
         await response(scope, receive, send)
 
 
-class _TooLargeError(Exception):
-    """A request body beyond the limit."""
-
-
-async def _read(request: Request) -> bytes:
-    """Return the body; one beyond the limit is read unseen: who still writes reads no answer."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= BODY_LIMIT:
-            chunks.append(chunk)
-        else:
-            chunks.clear()
-            if size > 4 * BODY_LIMIT:
-                break
-    if size > BODY_LIMIT:
-        raise _TooLargeError(
-            f"A request must be at most {BODY_LIMIT} bytes ({BODY_LIMIT // 2**20} MiB). "
-            f"Received: {size} bytes or more. Send fewer instances."
-        )
-    return b"".join(chunks)
+def _with_signature(spec: ModelSpec, document: dict[str, object]) -> ModelSpec:
+    return ModelSpec(spec.name, spec.version, spec.label, json_inputs.signature_name(document))
 
 
 def _version(text: str | None) -> int | None:
@@ -179,9 +195,6 @@ def _version(text: str | None) -> int | None:
     return int(text)
 
 
-def _json(text: str, status: int = 200) -> Response:
-    return Response(text, status, media_type="application/json")
-
-
-def _error(message: str) -> str:
-    return json.dumps({"error": message}, indent=1, ensure_ascii=False) + "\n"
+def _error(message: str, status: int) -> Response:
+    text = json.dumps({"error": message}, indent=1, ensure_ascii=False) + "\n"
+    return Response(text.encode("utf-8", "replace"), status, media_type="application/json")

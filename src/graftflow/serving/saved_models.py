@@ -1,17 +1,21 @@
-"""One version of a model in memory: loaded from its SavedModel, warmed, and asked by signature."""
+"""One version of a model in memory: a SavedModel in a session, as TensorFlow Serving runs it, warmed."""
 
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
+from graftflow.serving import examples, monitoring
 from graftflow.serving.json_inputs import Tensor
 from graftflow.serving.status import Code, ServingError, invalid
 
@@ -21,9 +25,15 @@ WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 WARM_UP_LIMIT = 1000  # records, as in TensorFlow Serving
 _MAX_SAVED_MODEL_BYTES = 2**31 - 1  # protobuf's own limit
 
-# What eager TensorFlow puts before the message of the kernel that failed.
-_PREAMBLE = re.compile(r"^Graph execution error:.*?<stack traces unavailable>\n", re.DOTALL)
-_OPERATION = re.compile(r"\s*\[Op:[^\]]*\]\s*$")
+# What a session puts around the message of the kernel that failed.
+_PREAMBLE = re.compile(
+    r"^Graph execution error:\s*(Detected at node.*?(?=Node: |\Z))?(Node: '[^']*'\n)?", re.DOTALL
+)
+_POSTSCRIPT = re.compile(
+    r"\s*(\[\[\{\{node .*|\[Op:[^\]]*\]\s*|Original stack trace for .*|Errors may have originated .*)$",
+    re.DOTALL,
+)
+_FUNCTION = re.compile(r"^\{\{function_node [^}]*\}\}\s*")
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Signature:
 
 
 class LoadedVersion:
-    """A SavedModel in memory.
+    """A SavedModel in memory, on threads and devices that it shares with the others.
 
     Args:
         number: its version.
@@ -48,17 +58,26 @@ class LoadedVersion:
 
     def __init__(self, number: int, path: Path) -> None:
         self.number, self.path = number, path
+        started = time.perf_counter()
         self.signature_defs = _signature_defs(path)
+        graph = tf.Graph()
+        options = tf.compat.v1.ConfigProto(allow_soft_placement=True)
+        options.gpu_options.allow_growth = True
+        self._session: Any = tf.compat.v1.Session(graph=graph, config=options)
         try:
-            self._model: Any = tf.saved_model.load(str(path))
+            with graph.as_default():
+                tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
+            graph.finalize()
         except Exception as error:  # whatever a broken SavedModel makes TensorFlow raise
+            self._session.close()
             raise as_serving_error(error) from error
         self.signatures = {
             name: Signature(_dtypes(definition.inputs), _dtypes(definition.outputs))
             for name, definition in self.signature_defs.items()
-            if name in self._model.signatures
         }
         self._warm_up()
+        monitoring.LOADS.labels(str(path.parent), "success").inc()
+        monitoring.LOAD_LATENCY.labels(str(path.parent)).inc((time.perf_counter() - started) * 1e6)
 
     def signature(self, name: str) -> Signature:
         """Return a signature's inputs and outputs.
@@ -70,12 +89,20 @@ class LoadedVersion:
             raise invalid(f'Serving signature name: "{name}" not found in signature def')
         return self.signatures[name]
 
-    def predict(self, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run a signature.
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Run a signature. Safe to call from any thread.
 
         Args:
             name: a signature's name.
             inputs: all its inputs, by name; strings as numpy objects holding ``bytes``.
+            outputs: names of those wanted, the others are not computed; ``None`` for all.
+            timeout: seconds after which the work is given up.
 
         Returns:
             Its outputs by name, in the same form.
@@ -83,26 +110,21 @@ class LoadedVersion:
         Raises:
             ServingError: what the graph raised, with its own code; never UNKNOWN.
         """
-        wanted = self.signature(name).inputs
-        missing, extra = (
-            sorted(wanted.keys() - inputs.keys()),
-            sorted(inputs.keys() - wanted.keys()),
-        )
-        if missing or extra:
-            raise invalid(
-                f"input size does not match signature: {len(inputs)}!={len(wanted)} "
-                f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(sorted(wanted))}}}). "
-                f"Sent extra: {{{','.join(extra)}}}. Missing but required: {{{','.join(missing)}}}."
-            )
+        definition = self.signature_defs[name]
+        wanted = definition.outputs if outputs is None else outputs
+        fetches = {key: definition.outputs[key].name for key in wanted}
+        feeds = {definition.inputs[key].name: value for key, value in inputs.items()}
+        options = None
+        if timeout is not None:
+            options = tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(1e3 * timeout)))
         try:
-            tensors = {
-                key: tf.constant(value, tf.dtypes.as_dtype(types_pb2.DataType.Value(_enum(wanted[key]))))
-                for key, value in inputs.items()
-            }
-            outputs = self._model.signatures[name](**tensors)
-            return {key: value.numpy() for key, value in outputs.items()}
+            answers = self._session.run(fetches, feeds, options)
         except Exception as error:
             raise as_serving_error(error) from error
+        # A scalar comes as numpy's, a string one as bytes.
+        return {
+            key: value if isinstance(value, np.ndarray) else _scalar(value) for key, value in answers.items()
+        }
 
     def _warm_up(self) -> None:
         """Replay the requests that the model brings along: the first client waits for nothing."""
@@ -110,23 +132,49 @@ class LoadedVersion:
         if not path.is_file():
             return
         replayed = 0
+        started = time.perf_counter()
         try:
-            for record in tf.data.TFRecordDataset(str(path)).take(WARM_UP_LIMIT).as_numpy_iterator():
-                entry = prediction_log_pb2.PredictionLog.FromString(record)
-                if not entry.HasField("predict_log"):
-                    continue  # Classify and Regress are not served here
-                request = entry.predict_log.request
-                self.predict(
-                    request.model_spec.signature_name or "serving_default",
-                    {key: tf.make_ndarray(value) for key, value in request.inputs.items()},
-                )
+            for record in tf.compat.v1.io.tf_record_iterator(str(path)):
+                if replayed == WARM_UP_LIMIT:
+                    raise invalid(f"Number of warmup records exceeds the maximum ({WARM_UP_LIMIT})")
+                self._replay(prediction_log_pb2.PredictionLog.FromString(record))
                 replayed += 1
         except Exception as error:
-            cause = as_serving_error(error)
+            cause = (
+                invalid("not a PredictionLog") if isinstance(error, DecodeError) else as_serving_error(error)
+            )
+            monitoring.WARM_UP.labels(str(self.path), cause.code.name).observe(_micros(started))
             raise ServingError(
                 cause.code, f"warm-up request {replayed + 1} failed: {cause.message}"
             ) from error
+        monitoring.WARM_UP.labels(str(self.path), "OK").observe(_micros(started))
         log.info("version %d: replayed %d warm-up requests", self.number, replayed)
+
+    def _replay(self, entry: Any) -> None:
+        kind = entry.WhichOneof("log_type")
+        if kind == "predict_log":
+            request = entry.predict_log.request
+            name = request.model_spec.signature_name or "serving_default"
+            self.signature(name)
+            self.run(
+                name,
+                {key: tf.make_ndarray(value) for key, value in request.inputs.items()},
+                list(request.output_filter) or None,
+            )
+        elif kind in ("classify_log", "regress_log"):
+            request = getattr(entry, kind).request
+            self._replay_examples(request.model_spec, request.input)
+        elif kind == "multi_inference_log":
+            request = entry.multi_inference_log.request
+            for task in request.tasks:
+                self._replay_examples(task.model_spec, request.input)
+        else:
+            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+
+    def _replay_examples(self, spec: Any, given: Any) -> None:
+        name = spec.signature_name or "serving_default"
+        key = next(iter(self.signature(name).inputs), "")
+        self.run(name, {key: examples.serialized_examples(given)})
 
 
 def as_serving_error(error: Exception) -> ServingError:
@@ -134,14 +182,15 @@ def as_serving_error(error: Exception) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, tf.errors.OpError):
-        message = _OPERATION.sub("", _PREAMBLE.sub("", error.message))
+        message = _POSTSCRIPT.sub("", _PREAMBLE.sub("", error.message))
+        message = _FUNCTION.sub("", message.strip())
         name = next((k for k, v in _CODES.items() if v == error.error_code), "INVALID_ARGUMENT")
         code = Code[name] if name != "UNKNOWN" else Code.INVALID_ARGUMENT
         return ServingError(code, message)
     if isinstance(error, MemoryError):
         return ServingError(Code.RESOURCE_EXHAUSTED, "Out of memory")
-    # Shapes and dtypes that do not fit a signature surface as these.
-    return invalid(_OPERATION.sub("", str(error)) or type(error).__name__)
+    # Shapes and dtypes that do not fit a placeholder surface as these.
+    return invalid(str(error) or type(error).__name__)
 
 
 _CODES: dict[str, int] = {
@@ -149,6 +198,14 @@ _CODES: dict[str, int] = {
     for name, value in vars(tf.errors).items()
     if name in Code.__members__ and isinstance(value, int)
 }
+
+
+def _scalar(value: Any) -> Tensor:
+    return np.array(value, np.object_) if isinstance(value, bytes) else np.asarray(value)
+
+
+def _micros(since: float) -> float:
+    return (time.perf_counter() - since) * 1e6
 
 
 def _signature_defs(path: Path) -> dict[str, Any]:
@@ -179,7 +236,3 @@ def _signature_defs(path: Path) -> dict[str, Any]:
 
 def _dtypes(tensors: Mapping[str, Any]) -> dict[str, str]:
     return {k: types_pb2.DataType.Name(v.dtype).removeprefix("DT_").lower() for k, v in tensors.items()}
-
-
-def _enum(name: str) -> str:
-    return f"DT_{name.upper()}"

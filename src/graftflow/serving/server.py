@@ -1,103 +1,38 @@
-"""The embedded model server: one model, TensorFlow Serving's flags and its REST API.
+"""The embedded model server: TensorFlow Serving's flags, REST API and gRPC services in one process.
 
 ``python -m graftflow.serving --model_name=graftflow --model_base_path=models/graftflow``
 """
 
-import argparse
+import asyncio
 import logging
 import os
-import re
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from graftflow.errors import InputError
-from graftflow.serving.model_store import ModelStore
+from graftflow.serving.flags import Options, parse_flags
+from graftflow.serving.model_store import Retries
+from graftflow.serving.status import ServingError
+
+if TYPE_CHECKING:
+    from graftflow.serving.inference import Inference
+    from graftflow.serving.model_sets import ModelSet
 
 log = logging.getLogger("graftflow.serving")
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _DRAIN_SECONDS = 30
+_HEADER_SECONDS = 20  # a client may take for a request's line and headers
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the server is told by its flags."""
-
-    host: str
-    port: int
-    model_name: str
-    base_path: Path
-    poll_wait_seconds: float
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def parse_flags(arguments: Sequence[str] | None = None) -> Options:
-    """Return the options that the command line gives.
-
-    Args:
-        arguments: flags, as ``--flag=value`` or ``--flag value``; ``None`` for the process's own.
-
-    Raises:
-        InputError: where a flag is unknown or its value breaks a rule.
-    """
-    parser = _Parser(
-        prog="python -m graftflow.serving",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--rest_api_port", type=int, default=8501, help="port of the REST API (8501)")
-    add("--model_name", default="graftflow", help="the model's name in URLs (graftflow)")
-    add("--model_base_path", required=True, help="the folder that holds the numbered versions")
-    add(
-        "--file_system_poll_wait_seconds",
-        type=float,
-        default=1.0,
-        help="seconds between two looks for a new version; 0 looks once (1)",
-    )
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 for every one (127.0.0.1)",
-    )
-    flags = parser.parse_args(arguments)
-    if not 1 <= flags.rest_api_port <= 65535:
-        raise InputError(f"--rest_api_port must be 1 to 65535. Received: {flags.rest_api_port}")
-    if not MODEL_NAME.fullmatch(flags.model_name):
-        raise InputError(
-            f"--model_name must be letters, digits, '.', '_' or '-'. Received: {flags.model_name!r}"
-        )
-    if not 0 <= flags.file_system_poll_wait_seconds < float("inf"):
-        raise InputError(
-            "--file_system_poll_wait_seconds must be 0 or more. "
-            f"Received: {flags.file_system_poll_wait_seconds}"
-        )
-    base_path = Path(flags.model_base_path).expanduser().absolute()
-    if base_path.exists() and not base_path.is_dir():
-        raise InputError(f"--model_base_path must be a folder. Received: {base_path}")
-    return Options(
-        flags.host,
-        flags.rest_api_port,
-        flags.model_name,
-        base_path,
-        flags.file_system_poll_wait_seconds,
-    )
-
-
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, flag: str = "--rest_api_port") -> socket.socket:
     """Return a socket bound to ``host`` and ``port``.
 
     Raises:
@@ -108,70 +43,163 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _cannot_listen(host, port, flag, error) from error
+    try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise InputError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --rest_api_port, "
-            "or stop the server that has this one."
-        ) from error
+        bound.close()
+        raise _cannot_listen(host, port, flag, error) from error
     return bound
 
 
-def serve(options: Options, bound: socket.socket) -> None:
+def _cannot_listen(host: str, port: int, flag: str, error: OSError) -> InputError:
+    return InputError(
+        f"Cannot listen on {host}:{port}: {error.strerror}. Choose another {flag}, "
+        "or stop the server that has this one."
+    )
+
+
+async def serve(options: Options, bound: socket.socket | None) -> None:
     """Serve until SIGINT or SIGTERM; requests that still run then are answered first.
 
     Args:
         options: what to serve.
-        bound: the socket to accept connections on; it listens once the first version is loaded.
+        bound: the socket of the REST API; it listens once the models are loaded. ``None`` for no REST.
+
+    Raises:
+        InputError: where the gRPC port cannot be had.
+        ServingError: where a label of the configuration names a version that is not available.
     """
-    # Imported here: TensorFlow takes seconds, and flags and port are judged before.
+    # Imported here: TensorFlow takes seconds, and flags and ports are judged before.
+    from graftflow.serving.inference import Inference
+    from graftflow.serving.model_sets import ModelSet
     from graftflow.serving.rest import RestApi
     from graftflow.serving.saved_models import LoadedVersion
 
-    store = ModelStore(options.model_name, options.base_path, LoadedVersion)
-    api = RestApi(store, options.poll_wait_seconds)
-    config = uvicorn.Config(
-        api.application(),
-        http="h11",
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    models = ModelSet(
+        LoadedVersion,
+        Retries(options.load_retries, options.retry_seconds),
+        labels_before_load=options.labels_before_load,
+    )
+    inference = Inference(models, options.threads, options.batching)
+    try:
+        loading = asyncio.create_task(asyncio.to_thread(_load, models, options))
+        stopped = asyncio.create_task(stopping.wait())
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            api = RestApi(
+                inference, options.rest_timeout, options.monitoring_path, cors=options.cors
+            ).application()
+            await _serve_ports(options, bound, inference, _RestServer(_uvicorn(api)), stopped)
+        stopped.cancel()
+    finally:
+        await asyncio.to_thread(models.close)
+        await asyncio.to_thread(inference.close)
+
+
+def _load(models: "ModelSet", options: Options) -> None:
+    """Load what is configured, and look again for changes as often as the flags say."""
+    if options.model is not None:
+        models.configure([options.model])
+    elif options.config_file is not None and options.config_poll_seconds:
+        models.follow(options.config_file, options.config_poll_seconds)
+    elif options.config_file is not None:
+        from graftflow.serving.config_texts import read_models
+
+        models.configure(read_models(options.config_file))
+    if options.poll_seconds:
+        models.watch(options.poll_seconds)
+
+
+async def _serve_ports(
+    options: Options,
+    bound: socket.socket | None,
+    inference: "Inference",
+    rest: "_RestServer",
+    stopped: "asyncio.Task[Any]",
+) -> None:
+    from graftflow.serving.grpc_api import GrpcServer
+
+    places = []
+    host = _in_url(options.host)
+    grpc_server = None
+    if options.grpc_port:
+        grpc_server = GrpcServer(inference, options.host, options.grpc_port, options.tls)
+        await grpc_server.start()
+        places.append(f"grpc{'s' if options.tls else ''}://{host}:{options.grpc_port}")
+    running = None
+    if bound is not None:
+        running = asyncio.create_task(rest.serve(sockets=[bound]))
+        await rest.ready.wait()
+        places.insert(0, f"http://{host}:{options.rest_port}")
+    names = ", ".join(inference.models.names()) or "no model yet"
+    log.info("serving %s at %s (stop with Ctrl-C)", names, " and ".join(places))
+    await asyncio.wait((stopped, *([running] if running else [])), return_when=asyncio.FIRST_COMPLETED)
+    rest.should_exit = True
+    await asyncio.gather(
+        *([grpc_server.stop(_DRAIN_SECONDS)] if grpc_server else []), *([running] if running else [])
+    )
+
+
+class _Protocol(H11Protocol):
+    """Closes connections that do not bring a request's line and headers in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(_HEADER_SECONDS, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None:
+            self._patience.cancel()  # from here on the keep-alive's and the body's own limits hold
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def _uvicorn(application: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        http=_Protocol,
         ws="none",
-        lifespan="on",
-        loop="asyncio",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         backlog=512,
-        limit_concurrency=128,  # more get 503, which clients retry
+        limit_concurrency=512,  # more get 503, which clients retry
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         h11_max_incomplete_event_size=64 * 2**10,  # of a request's line and headers
     )
-    url = f"http://{_in_url(options.host)}:{options.port}/v1/models/{options.model_name}"
-    server = _Server(config, f"serving {options.model_name} at {url} (stop with Ctrl-C)")
-    _on_signals(server.stop)
-    server.run(sockets=[bound])
 
 
-class _Server(uvicorn.Server):
-    """Says when it accepts connections."""
+class _RestServer(uvicorn.Server):
+    """Tells when it accepts connections, and leaves the signals to us."""
 
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+    def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._ready = ready
+        self.ready = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if not self.should_exit:
-            log.info(self._ready)
+        self.ready.set()
 
-    def stop(self, *_: Any) -> None:
-        """Handle a signal; uvicorn raises those it handled again after its drain: they end here."""
-        self.should_exit = True
-
-
-def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
 
 
 def _exit_quietly(number: int, frame: FrameType | None) -> NoReturn:
@@ -186,15 +214,20 @@ def _in_url(host: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; returns 0 after a drain, 2 for wrong flags or port (one line on stderr)."""
-    _on_signals(_exit_quietly)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit_quietly)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         options = parse_flags(arguments)
-        with listen(options.host, options.port) as bound:
-            serve(options, bound)
-    except InputError as error:
+        if not options.rest_port:
+            asyncio.run(serve(options, None))
+        else:
+            with listen(options.host, options.rest_port) as bound:
+                asyncio.run(serve(options, bound))
+    except (InputError, ServingError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -1,0 +1,266 @@
+"""TensorFlow Serving's gRPC services over a set of models: PredictionService, ModelService and health."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from graftflow.errors import InputError
+from graftflow.serving import classifications, config_texts, tensor_protos
+from graftflow.serving.config_texts import TlsSettings
+from graftflow.serving.inference import Inference, check_inputs, counted, signature_key
+from graftflow.serving.model_sets import ModelSpec
+from graftflow.serving.status import Code, ServingError, invalid
+
+log = logging.getLogger("graftflow.serving")
+
+MESSAGE_LIMIT = 64 * 2**20  # bytes of a request, as of one over REST; answers may be larger
+_SERVICES = (
+    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+Context = Any  # grpc.aio.ServicerContext
+Handler = Callable[[Any, Any, Context], Awaitable[Any]]
+
+
+def model_spec(message: Any) -> ModelSpec:
+    """Return a request's ``ModelSpec`` message as ours."""
+    choice = message.WhichOneof("version_choice")
+    return ModelSpec(
+        message.name,
+        message.version.value if choice == "version" else None,
+        message.version_label if choice == "version_label" else None,
+        message.signature_name,
+    )
+
+
+def _answered(handler: Handler) -> Handler:
+    """Turn a ServingError into its status; anything else into INTERNAL, with a line in the log."""
+
+    async def answer(self: Any, request: Any, context: Context) -> Any:
+        try:
+            return await handler(self, request, context)
+        except ServingError as error:
+            code, message = error.code, error.message
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            code, message = Code.INTERNAL, "Internal error; the server's log says more"
+        # Behind the message's limit gRPC drops the status altogether.
+        return await context.abort(grpc.StatusCode[code.name], message[:4096])
+
+    return answer
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata.
+
+    Args:
+        inference: what runs the models.
+    """
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    @_answered
+    async def Predict(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Run a signature on tensors."""
+        spec = model_spec(request.model_spec)
+        version = self._inference.models.get(spec)
+        with counted(spec.name, "Predict", "GRPC"):
+            key = signature_key(spec)
+            if key not in version.signatures:
+                raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
+            wanted = version.signatures[key].inputs
+            check_inputs(request.inputs, wanted)
+            inputs = {
+                name: tensor_protos.read(name, proto, wanted[name], position)
+                for position, (name, proto) in enumerate(sorted(request.inputs.items()))
+            }
+            outputs = await self._inference.predict(
+                spec, version, inputs, request.output_filter, context.time_remaining()
+            )
+            response = predict_pb2.PredictResponse()
+            _answer_spec(response, spec, version.number)
+            for name, tensor in outputs.items():
+                response.outputs[name].CopyFrom(tensor_protos.write(tensor))
+            return response
+
+    @_answered
+    async def Classify(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Run a signature on examples; labels and scores."""
+        spec = model_spec(request.model_spec)
+        version = self._inference.models.get(spec)
+        with counted(spec.name, "Classify", "GRPC"):
+            result = await self._inference.classify(spec, version, request.input, context.time_remaining())
+            response = classification_pb2.ClassificationResponse(result=result)
+            _answer_spec(response, spec, version.number)
+            return response
+
+    @_answered
+    async def Regress(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Run a signature on examples; one number each."""
+        spec = model_spec(request.model_spec)
+        version = self._inference.models.get(spec)
+        with counted(spec.name, "Regress", "GRPC"):
+            result = await self._inference.regress(spec, version, request.input, context.time_remaining())
+            response = regression_pb2.RegressionResponse(result=result)
+            _answer_spec(response, spec, version.number)
+            return response
+
+    @_answered
+    async def MultiInference(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Run several signatures on the same examples."""
+        spec = model_spec(classifications.multi_inference_model(request))
+        version = self._inference.models.get(spec)
+        with counted(spec.name, "MultiInference", "GRPC"):
+            return await self._inference.multi_inference(spec, version, request, context.time_remaining())
+
+    @_answered
+    async def GetModelMetadata(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Tell a version's signatures."""
+        if not request.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        if not request.metadata_field:
+            raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
+        for name in request.metadata_field:
+            if name != "signature_def":
+                raise invalid(f"Metadata field {name} is not supported")
+        spec = model_spec(request.model_spec)
+        version = self._inference.models.get(spec)
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.name = spec.name
+        response.model_spec.version.value = version.number
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        for key, definition in version.signature_defs.items():
+            signatures.signature_def[key].CopyFrom(definition)
+        packed = AnyMessage()
+        packed.Pack(signatures)
+        response.metadata["signature_def"].CopyFrom(packed)
+        return response
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    """GetModelStatus and HandleReloadConfigRequest.
+
+    Args:
+        inference: what runs the models.
+    """
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    @_answered
+    async def GetModelStatus(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Tell where a model's versions stand."""
+        if not request.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        statuses = self._inference.models.statuses(model_spec(request.model_spec))
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for status in statuses:
+            said = response.model_version_status.add(version=status.number)
+            said.state = get_model_status_pb2.ModelVersionStatus.State.Value(status.state)
+            said.status.error_code = grpc.StatusCode[status.code.name].value[0]
+            said.status.error_message = status.message
+        return response
+
+    @_answered
+    async def HandleReloadConfigRequest(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Serve other models; answers when the new ones are loaded."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported"
+            )
+        try:
+            models = config_texts.model_settings(request.config)
+        except InputError as error:
+            raise invalid(str(error)) from None
+        log.info("reloading: %s", ", ".join(model.name for model in models) or "no model")
+        # On a thread of its own: loading takes seconds, and the models that serve need theirs.
+        await asyncio.to_thread(self._inference.models.reload, models)
+        return model_management_pb2.ReloadConfigResponse()
+
+
+def _answer_spec(response: Any, spec: ModelSpec, number: int) -> None:
+    response.model_spec.name = spec.name
+    response.model_spec.signature_name = signature_key(spec)
+    response.model_spec.version.value = number
+
+
+class GrpcServer:
+    """The gRPC port.
+
+    Args:
+        inference: what runs the models.
+        host: the address to listen on.
+        port: its port.
+        tls: certificates; ``None`` for plain text.
+    """
+
+    def __init__(self, inference: Inference, host: str, port: int, tls: TlsSettings | None = None) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a silent half
+                ("grpc.http2.max_ping_strikes", 0),
+            ],
+            maximum_concurrent_rpcs=512,
+        )
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(inference), self._server
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(inference), self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if tls is None:
+                self._server.add_insecure_port(address)
+            else:
+                self._server.add_secure_port(address, _credentials(tls))
+        except RuntimeError as error:
+            raise InputError(
+                f"Cannot listen on {address}: Address already in use. Choose another --port, "
+                "or stop the server that has this one."
+            ) from error
+
+    async def start(self) -> None:
+        """Accept requests and report to be healthy."""
+        await self._server.start()
+        for service in ("", *_SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, seconds: float) -> None:
+        """Refuse new requests and wait for those that run, at most so many seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(seconds)
+
+
+def _credentials(tls: TlsSettings) -> Any:
+    try:
+        return grpc.ssl_server_credentials(
+            [(tls.key, tls.certificate)],
+            root_certificates=tls.custom_ca or None,
+            require_client_auth=tls.client_verify,
+        )
+    except ValueError as error:
+        raise InputError(f"--ssl_config_file: {error}") from error

@@ -1,0 +1,118 @@
+"""TensorProto ↔ numpy, in TensorFlow Serving's form: outputs in the typed fields, inputs in either."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, types_pb2
+
+from graftflow.serving.json_inputs import Tensor
+from graftflow.serving.status import invalid
+
+# numpy's dtype → TensorFlow's, the field of TensorProto, and the dtype of the numbers on the wire, where
+# the field's packed bytes are those of an array.
+_PACKED: dict[str, tuple[int, str]] = {
+    "float32": (5, "<f4"),
+    "float64": (6, "<f8"),
+    "complex64": (9, "<c8"),
+    "complex128": (12, "<c16"),
+}
+_VARINTS = {
+    "int32": "int_val",
+    "int16": "int_val",
+    "uint16": "int_val",
+    "int8": "int_val",
+    "uint8": "int_val",
+    "int64": "int64_val",
+    "bool": "bool_val",
+    "uint32": "uint32_val",
+    "uint64": "uint64_val",
+}
+
+
+def read(alias: str, proto: Any, dtype: str, position: int = 0) -> Tensor:
+    """Return an input as a numpy array; strings as objects holding ``bytes``.
+
+    Args:
+        alias: the input's name, for messages.
+        proto: a ``TensorProto``.
+        dtype: the dtype that the signature wants, by TensorFlow's name, e.g. ``"float"``.
+        position: the input's place among the others, for messages.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT where it has another dtype, or values that do not fit its shape.
+    """
+    name = (
+        types_pb2.DataType.Name(proto.dtype).removeprefix("DT_").lower()
+        if proto.dtype in types_pb2.DataType.values()
+        else str(proto.dtype)
+    )
+    if name != dtype:
+        raise invalid(f"Expects arg[{position}] to be {dtype} but {name} is provided")
+    shape = [d.size for d in proto.tensor_shape.dim]
+    # Before any memory is taken: a short message may claim a shape of billions.
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or not _plausible(proto, shape):
+        raise invalid(f"tensor parsing error: {alias}")
+    try:
+        return np.asarray(tf.make_ndarray(proto))
+    except Exception as error:
+        raise invalid(f"tensor parsing error: {alias}") from error
+
+
+def _plausible(proto: Any, shape: list[int]) -> bool:
+    """Whether the values fill the shape, or are one that is to be repeated within 64 MiB."""
+    count = 1
+    for size in shape:
+        count *= size
+    if proto.tensor_content:
+        return bool(count * tf.dtypes.as_dtype(proto.dtype).size == len(proto.tensor_content))
+    given = max(
+        len(proto.half_val),
+        len(proto.float_val),
+        len(proto.double_val),
+        len(proto.int_val),
+        len(proto.string_val),
+        len(proto.scomplex_val) // 2,
+        len(proto.int64_val),
+        len(proto.bool_val),
+        len(proto.dcomplex_val) // 2,
+        len(proto.uint32_val),
+        len(proto.uint64_val),
+    )
+    return given == count or (0 < given < count <= 2**22) or (given == 0 and count <= 2**22)
+
+
+def write(tensor: Tensor) -> Any:
+    """Return an output as a ``TensorProto`` in the typed fields."""
+    name = tensor.dtype.name
+    proto = tensor_pb2.TensorProto()
+    for size in tensor.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if tensor.dtype.kind in "OSU":
+        proto.dtype = types_pb2.DT_STRING
+        proto.string_val.extend(v if isinstance(v, bytes) else str(v).encode() for v in tensor.flat)
+    elif name in _PACKED:
+        number, wire = _PACKED[name]
+        proto.dtype = tf.dtypes.as_dtype(tensor.dtype).as_datatype_enum
+        if tensor.size:
+            # A packed field is its numbers one behind the other: no loop over them.
+            content = np.ascontiguousarray(tensor, wire).tobytes()
+            proto.MergeFromString(_varint(number << 3 | 2) + _varint(len(content)) + content)
+    elif name in _VARINTS:
+        proto.dtype = tf.dtypes.as_dtype(tensor.dtype).as_datatype_enum
+        getattr(proto, _VARINTS[name]).extend(tensor.ravel().tolist())
+    elif name in ("float16", "bfloat16"):
+        proto.dtype = tf.dtypes.as_dtype(tensor.dtype).as_datatype_enum
+        proto.half_val.extend(tensor.ravel().view(np.uint16).tolist())
+    else:
+        raise invalid(f"Failed to write a tensor of type {name}")
+    return proto
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
