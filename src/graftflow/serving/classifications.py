@@ -180,12 +180,15 @@ def write_classifications(result: Any) -> str:
     """
     if not result.classifications:
         raise invalid("Cannot convert empty ClassificationResults to JSON")
-    rows = []
-    for classification in result.classifications:
-        scores = _numbers([found.score for found in classification.classes])
-        labels = [json.dumps(found.label, ensure_ascii=False) for found in classification.classes]
-        pairs = (f"[{label}, {score}]" for label, score in zip(labels, scores, strict=True))
-        rows.append(f"[{', '.join(pairs)}]")
+    found = [classification.classes for classification in result.classifications]
+    # All numbers at once: turning them to text row by row takes twice as long for a few classes.
+    numbers = iter(_numbers([one.score for classes in found for one in classes]))
+    rows = [
+        "["
+        + ", ".join(f"[{json.dumps(c.label, ensure_ascii=False)}, {next(numbers)}]" for c in classes)
+        + "]"
+        for classes in found
+    ]
     return '{"results": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
