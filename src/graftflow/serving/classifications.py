@@ -14,8 +14,8 @@ import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import classification_pb2, inference_pb2, model_pb2, regression_pb2
 
-from graftflow.serving.json_inputs import Tensor, _brackets
-from graftflow.serving.json_outputs import _scalars
+from graftflow.serving.json_inputs import Tensor, brackets
+from graftflow.serving.json_outputs import scalars
 from graftflow.serving.status import Code, ServingError, invalid
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
@@ -294,11 +294,11 @@ def _check_method(definition: Any, what: str, method: str) -> None:
 
 
 def _numbers(values: list[float]) -> list[str]:
-    return _scalars("", np.array(values, np.float32))
+    return scalars("", np.array(values, np.float32))
 
 
 def _shape_of(tensor: Tensor) -> str:
-    return _brackets(np.shape(tensor))
+    return brackets(np.shape(tensor))
 
 
 def _dtype_of(tensor: Tensor) -> str:

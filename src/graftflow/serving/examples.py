@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tensorflow_serving.apis import input_pb2
 
-from graftflow.serving.json_inputs import Tensor, _decode_base64, _is_base64, _json_type, _show
+from graftflow.serving.json_inputs import Tensor, decode_base64, is_base64, json_type, show
 from graftflow.serving.status import ServingError, invalid
 
 _KINDS = {bool: "int64", int: "int64", float: "float", str: "bytes", dict: "bytes"}
@@ -100,13 +100,13 @@ def serialized_examples(request_input: Any) -> Tensor:
 
 
 def _malformed(document: Mapping[str, Any], rule: str) -> ServingError:
-    return invalid(f"JSON Value: {_show(document)} {rule}")
+    return invalid(f"JSON Value: {show(document)} {rule}")
 
 
 def _fill(example: Any, content: Any) -> None:
     """Write a JSON object's members into ``example`` as features."""
     if not isinstance(content, dict):
-        raise invalid(f"Example must be JSON object but got JSON {_json_type(content)}")
+        raise invalid(f"Example must be JSON object but got JSON {json_type(content)}")
     for name, value in content.items():
         feature = example.features.feature[name]  # being asked for makes it: [] is a feature of no kind
         values = value if isinstance(value, list) else [value]
@@ -130,8 +130,8 @@ def _read_values(name: str, values: list[Any]) -> tuple[str, list[Any]]:
 
 
 def _kind_of(name: str, value: Any) -> str:
-    if type(value) not in _KINDS or (isinstance(value, dict) and not _is_base64(value)):
-        raise invalid(f"Feature: {name} has element with unexpected JSON type: {_json_type(value)}")
+    if type(value) not in _KINDS or (isinstance(value, dict) and not is_base64(value)):
+        raise invalid(f"Feature: {name} has element with unexpected JSON type: {json_type(value)}")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return "float"  # as a JSON reader in C++ reads a whole number beyond 64 bits
     return _KINDS[type(value)]
@@ -139,7 +139,7 @@ def _kind_of(name: str, value: Any) -> str:
 
 def _item(name: str, value: Any, kind: str) -> bytes | float:
     if isinstance(value, dict):
-        return _decode_base64(value)
+        return decode_base64(value)
     if isinstance(value, str):
         return value.encode()
     if kind == "float":

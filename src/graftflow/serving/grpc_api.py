@@ -106,6 +106,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     @_answered
     async def Classify(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Run a signature on examples; labels and scores."""
+        _need_spec(request)
         spec = model_spec(request.model_spec)
         version = self._inference.models.get(spec)
         with counted(spec.name, "Classify", "GRPC"):
@@ -117,6 +118,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     @_answered
     async def Regress(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Run a signature on examples; one number each."""
+        _need_spec(request)
         spec = model_spec(request.model_spec)
         version = self._inference.models.get(spec)
         with counted(spec.name, "Regress", "GRPC"):
@@ -136,8 +138,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     @_answered
     async def GetModelMetadata(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Tell a version's signatures."""
-        if not request.HasField("model_spec"):
-            raise invalid("Missing ModelSpec")
+        _need_spec(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
@@ -170,8 +171,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
     @_answered
     async def GetModelStatus(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Tell where a model's versions stand."""
-        if not request.HasField("model_spec"):
-            raise invalid("Missing ModelSpec")
+        _need_spec(request)
         statuses = self._inference.models.statuses(model_spec(request.model_spec))
         response = get_model_status_pb2.GetModelStatusResponse()
         for status in statuses:
@@ -197,6 +197,11 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
         # On a thread of its own: loading takes seconds, and the models that serve need theirs.
         await asyncio.to_thread(self._inference.models.reload, models)
         return model_management_pb2.ReloadConfigResponse()
+
+
+def _need_spec(request: Any) -> None:
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
 
 
 def _answer_spec(response: Any, spec: ModelSpec, number: int) -> None:

@@ -90,8 +90,9 @@ class Inference:
         """
         definition = classifications.find_signature(version.signature_defs, spec.signature_name)
         call = classifications.classification_request(definition)
-        outputs, count = await self._on_examples(spec, version, call, given, timeout, "Classify")
-        return classifications.classification_result(outputs, count)
+        serialized = examples.serialized_examples(given)
+        outputs = await self._on_examples(spec, version, call, serialized, timeout, "Classify")
+        return classifications.classification_result(outputs, len(serialized))
 
     async def regress(
         self, spec: ModelSpec, version: "LoadedVersion", given: Any, timeout: float | None = None
@@ -103,8 +104,9 @@ class Inference:
         """
         definition = classifications.find_signature(version.signature_defs, spec.signature_name)
         call = classifications.regression_request(definition)
-        outputs, count = await self._on_examples(spec, version, call, given, timeout, "Regress")
-        return classifications.regression_result(outputs, count)
+        serialized = examples.serialized_examples(given)
+        outputs = await self._on_examples(spec, version, call, serialized, timeout, "Regress")
+        return classifications.regression_result(outputs, len(serialized))
 
     async def multi_inference(
         self, spec: ModelSpec, version: "LoadedVersion", request: Any, timeout: float | None = None
@@ -115,12 +117,13 @@ class Inference:
             ServingError: as :meth:`predict`; INVALID_ARGUMENT where the tasks do not fit each other.
         """
         tasks = classifications.check_multi_inference(request, version.signature_defs)
+        serialized = examples.serialized_examples(request.input)
         runs = [
             self._on_examples(
                 ModelSpec(spec.name, spec.version, spec.label, task.signature),
                 version,
                 task.call,
-                request.input,
+                serialized,
                 timeout,
                 "MultiInference",
             )
@@ -129,8 +132,8 @@ class Inference:
         answers = await asyncio.gather(*runs)
         return classifications.multi_inference_response(
             tasks,
-            [outputs for outputs, _ in answers],
-            answers[0][1],
+            answers,
+            len(serialized),
             model_name=spec.name,
             version=version.number,
         )
@@ -139,15 +142,13 @@ class Inference:
         self,
         spec: ModelSpec,
         version: "LoadedVersion",
-        call: Any,
-        given: Any,
+        call: classifications.Call,
+        serialized: Tensor,
         timeout: float | None,
         api: str,
-    ) -> tuple[dict[str, Tensor], int]:
-        serialized = examples.serialized_examples(given)
+    ) -> dict[str, Tensor]:
         inputs = {call.input_key: serialized}
-        outputs = await self.predict(spec, version, inputs, call.output_keys, timeout, api)
-        return outputs, len(serialized)
+        return await self.predict(spec, version, inputs, call.output_keys, timeout, api)
 
     async def elsewhere(self, work: Any, *arguments: Any) -> Any:
         """Run a function on one of the threads: what would hold up the event loop."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from graftflow.serving.status import Code, ServingError, invalid
 
@@ -32,8 +33,6 @@ DTYPES: dict[str, Any] = {
     "uint32": np.uint32,
     "uint64": np.uint64,
 }
-# Above these a whole number may change on its way into the float: TensorFlow Serving refuses it.
-_LARGEST_INT = {"float": 2**24 - 1, "double": 2**53 - 1}
 _SHOWN = 256  # characters of a received value in a message
 
 
@@ -46,7 +45,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     try:
-        document = json.loads(body)
+        # The fast reader knows the standard alone; what it refuses is read again, or refused, by Python's,
+        # which knows NaN and infinities and tells where an error is.
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = _parse_leniently(body)
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {show(document)} Is not object")
+    return document
+
+
+def _parse_leniently(body: bytes) -> Any:
+    try:
+        return json.loads(body)
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: Invalid value. {error.msg} at offset: {error.pos}") from None
     except RecursionError:
@@ -55,9 +66,6 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise invalid(f"JSON Parse error: Invalid encoding in string. at offset: {error.start}") from None
     except ValueError:  # a whole number of more digits than Python reads
         raise invalid("JSON Parse error: Number too big to be stored in double.") from None
-    if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {_show(document)} Is not object")
-    return document
 
 
 def signature_name(document: Mapping[str, Any], default: str = "serving_default") -> str:
@@ -69,7 +77,7 @@ def signature_name(document: Mapping[str, Any], default: str = "serving_default"
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
-            f"JSON Value: {_show(document)} not formatted correctly. "
+            f"JSON Value: {show(document)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
     return name or default
@@ -93,22 +101,27 @@ def read_inputs(document: Mapping[str, Any], dtypes: Mapping[str, str]) -> tuple
     rows, columns = "instances" in document, "inputs" in document
     if rows and columns:
         raise invalid(
-            f"JSON Value: {_show(document)} Not formatted correctly expecting only one of "
+            f"JSON Value: {show(document)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist "
         )
     if not rows and not columns:
         raise invalid("Missing 'inputs' or 'instances' key")
+    if not dtypes:
+        name = signature_name(document, "DEFAULT")
+        raise invalid(f"Failed to get input map for signature: {name}")
     try:
         if columns:
             return _read_columns(document["inputs"], dtypes), "columnar"
         instances = document["instances"]
         if not isinstance(instances, list):
-            raise invalid(f"JSON Value: {_show(document)} Excepting 'instances' to be an list/array")
+            raise invalid(f"JSON Value: {show(document)} Excepting 'instances' to be an list/array")
         if not instances:
-            raise invalid(f"JSON Value: {_show(document)} No values in 'instances' array")
+            raise invalid(f"JSON Value: {show(document)} No values in 'instances' array")
         return _read_rows(instances, dtypes), "row"
     except RecursionError:
         raise invalid("JSON Parse error: Nested too deeply") from None
+    except UnicodeEncodeError:  # half a surrogate pair, which Python's reader lets through
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from None
 
 
 def _read_rows(instances: list[Any], dtypes: Mapping[str, str]) -> dict[str, Tensor]:
@@ -136,7 +149,7 @@ def _read_rows(instances: list[Any], dtypes: Mapping[str, str]) -> dict[str, Ten
         if item.keys() != dtypes.keys():
             raise invalid(
                 f"Failed to process element: {index} of 'instances' list. JSON object: "
-                f"{_show(item)} keys must be equal to: {','.join(sorted(dtypes))}"
+                f"{show(item)} keys must be equal to: {','.join(sorted(dtypes))}"
             )
     return {
         name: _stack(
@@ -182,7 +195,7 @@ def _stack(items: list[Any], dtype: str, prefix: str) -> Tensor:
             if own != shape:
                 if math.prod(own) != size:
                     raise invalid(f"Expecting tensor size: {size} but got: {math.prod(own)}")
-                raise invalid(f"Expecting shape {_brackets(shape)} but got: {_brackets(own)}")
+                raise invalid(f"Expecting shape {brackets(shape)} but got: {brackets(own)}")
             _flatten(item, 0, shape, leaves)
         except ServingError as error:
             raise _within(error, prefix.format(index)) from None
@@ -199,7 +212,8 @@ def _stack(items: list[Any], dtype: str, prefix: str) -> Tensor:
 
 
 def _within(error: ServingError, prefix: str) -> ServingError:
-    return ServingError(error.code, f"{prefix} Error: {error.code.name}: {error.message}")
+    # Whatever was wrong with an element, the request is what is invalid.
+    return invalid(f"{prefix} Error: {error.code.name}: {error.message}")
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -218,7 +232,7 @@ def _flatten(value: Any, level: int, shape: tuple[int, ...], leaves: list[Any]) 
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
-                f"JSON Value: {_show(value)} found at incorrect level: {level + 1} "
+                f"JSON Value: {show(value)} found at incorrect level: {level + 1} "
                 f"in the JSON DOM. Expected at level: {len(shape)}"
             )
         leaves.append(value)
@@ -241,17 +255,17 @@ def _build(leaves: list[Any], shape: tuple[int, ...], dtype: str) -> Tensor:
     if dtype not in DTYPES:
         raise ServingError(
             Code.UNIMPLEMENTED,
-            f"Conversion of JSON Value: {_show(leaves[0] if leaves else [])} to type: {dtype}",
+            f"Conversion of JSON Value: {show(leaves[0] if leaves else [])} to type: {dtype}",
         )
     # Exact types: Python's True is an int, and TensorFlow Serving coerces nothing.
     types = set(map(type, leaves))
     if dtype == "string":
         _check_types(leaves, types, {str, dict}, dtype)
         flat = np.empty(len(leaves), np.object_)
-        flat[:] = [v.encode() if isinstance(v, str) else _decode_base64(v) for v in leaves]
-    elif dtype in _LARGEST_INT:
+        flat[:] = [v.encode() if isinstance(v, str) else decode_base64(v) for v in leaves]
+    elif dtype in ("float", "double"):
         _check_types(leaves, types, {float, int}, dtype)
-        flat = _floats(leaves, types, dtype)
+        flat = _floats(leaves, dtype)
     else:
         _check_types(leaves, types, {bool} if dtype == "bool" else {int}, dtype)
         flat = _whole(leaves, dtype)
@@ -267,15 +281,10 @@ def _check_types(leaves: list[Any], types: set[type], allowed: set[type], dtype:
 
 
 def _wrong_type(value: Any, dtype: str) -> ServingError:
-    return invalid(f"JSON Value: {_show(value)} Type: {_json_type(value)} is not of expected type: {dtype}")
+    return invalid(f"JSON Value: {show(value)} Type: {json_type(value)} is not of expected type: {dtype}")
 
 
-def _floats(leaves: list[Any], types: set[type], dtype: str) -> Tensor:
-    if int in types:
-        for value in leaves:
-            # Whole numbers beyond 64 bits are doubles to a JSON reader in C++.
-            if type(value) is int and _LARGEST_INT[dtype] < abs(value) < 2**63:
-                raise invalid(f"Cannot convert JSON value: {value} to {dtype} without loss of precision.")
+def _floats(leaves: list[Any], dtype: str) -> Tensor:
     try:
         wide = np.array(leaves, np.float64)
     except OverflowError:
@@ -313,16 +322,18 @@ def refuse_overflow(body: bytes) -> None:
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
-def _is_base64(value: dict[str, Any]) -> bool:
+def is_base64(value: dict[str, Any]) -> bool:
+    """Whether an object is bytes, ``{"b64": "…"}``."""
     return len(value) == 1 and isinstance(value.get("b64"), str)
 
 
-def _decode_base64(value: dict[str, Any]) -> bytes:
-    if not _is_base64(value):
-        raise invalid(f"JSON Value: {_show(value)} not formatted correctly for base64 data")
+def decode_base64(value: dict[str, Any]) -> bytes:
+    """Return the bytes of ``{"b64": "…"}``, padded or not; raises ServingError for anything else."""
+    if not is_base64(value):
+        raise invalid(f"JSON Value: {show(value)} not formatted correctly for base64 data")
     text = value["b64"]
     try:
         return base64.b64decode(text, validate=True)
@@ -334,15 +345,16 @@ def _decode_base64(value: dict[str, Any]) -> bytes:
             raise invalid("Unable to base64 decode") from None
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """Return a value's type as RapidJSON names it, for messages."""
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
     names: Sequence[tuple[type, str]] = ((dict, "Object"), (list, "Array"), (str, "String"))
     return next((name for kind, name in names if isinstance(value, kind)), "Number")
 
 
-def _show(value: Any) -> str:
-    """The value as JSON, cut: a message must not repeat a picture."""
+def show(value: Any) -> str:
+    """Return a value as JSON, cut: a message must not repeat a picture."""
     shown = ""
     for piece in json.JSONEncoder(indent=4, ensure_ascii=False).iterencode(value):
         shown += piece[: _SHOWN + 1]
@@ -351,7 +363,8 @@ def _show(value: Any) -> str:
     return shown
 
 
-def _brackets(shape: tuple[int, ...]) -> str:
+def brackets(shape: tuple[int, ...]) -> str:
+    """Return a shape as ``[2,3]``, for messages."""
     return "[" + ",".join(map(str, shape)) + "]"
 
 

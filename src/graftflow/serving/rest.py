@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+from typing import Any
 from urllib.parse import unquote
 
 from google.protobuf.json_format import MessageToDict
@@ -142,17 +143,23 @@ class RestApi:
     async def _on_examples(self, spec: ModelSpec, body: bytes, method: str, timeout: float) -> str:
         document = await self._parse(body)
         spec = _with_signature(spec, document)
+
+        def read() -> Any:
+            given = examples.read_examples(document)
+            if examples.has_infinity(given):
+                json_inputs.refuse_overflow(body)
+            return given
+
+        # As TensorFlow Serving: the body is judged before the model is looked for.
+        given = await self._inference.elsewhere(read) if len(body) > _LARGE else read()
         version = self._inference.models.get(spec)
-        given = examples.read_examples(document)
-        if examples.has_infinity(given):
-            json_inputs.refuse_overflow(body)
         if method == "classify":
             found = await self._inference.classify(spec, version, given, timeout)
-            return classifications.write_classifications(found)
+            return str(await self._inference.elsewhere(classifications.write_classifications, found))
         found = await self._inference.regress(spec, version, given, timeout)
-        return classifications.write_regressions(found)
+        return str(await self._inference.elsewhere(classifications.write_regressions, found))
 
-    async def _parse(self, body: bytes) -> dict[str, object]:
+    async def _parse(self, body: bytes) -> dict[str, Any]:
         if len(body) > _LARGE:
             return dict(await self._inference.elsewhere(json_inputs.parse_object, body))
         return json_inputs.parse_object(body)
@@ -183,7 +190,7 @@ class _AnyMethod:
         await response(scope, receive, send)
 
 
-def _with_signature(spec: ModelSpec, document: dict[str, object]) -> ModelSpec:
+def _with_signature(spec: ModelSpec, document: dict[str, Any]) -> ModelSpec:
     return ModelSpec(spec.name, spec.version, spec.label, json_inputs.signature_name(document))
 
 
