@@ -115,7 +115,7 @@ def test_ranked_classes_come_best_first(server):
          "Servable not found for request: Specific(toy, 9)"),
         ("toy/versions/99999999999999999999:predict", {}, 400, "Failed to convert version"),
         ("toy/labels/stable:predict", {}, 400, "Unrecognized servable version label: stable"),
-        ("toy:classify", {}, 501, "predict only"),
+        ("toy:classify", {}, 400, "key 'examples' is expected"),
         ("toy:explain", {}, 400, "Malformed request: POST /v1/models/toy:explain"),
         ("..%2ftoy:predict", {"instances": ["x"]}, 404, "Latest(../toy)"),
     ],
