@@ -1,26 +1,19 @@
 """Look at every picture before anything is trained on it: can Pillow and TensorFlow decode it?"""
 
 import hashlib
-import io
 import os
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from graftflow import near_duplicates
+from graftflow.encodings import Encoding, encode
 from graftflow.pictures import Picture, Unusable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
-HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
-# Pillow's own limit: larger pictures are taken for files made to fill the memory.
-MAXIMUM_PIXELS = 89_478_485
-ORIENTATION = 0x0112
 # Levels of 255 that the channels of a thumbnail may differ by where a picture has no colours.
 COLOURLESS = 2
 THREADS = min(4, os.cpu_count() or 1)
@@ -32,10 +25,10 @@ class Facts:
 
     Attributes:
         sha256: of the bytes as the source holds them, so that it does not depend on an encoder.
-        width: of the stored picture, in pixels.
-        height: of the stored picture, in pixels.
+        width: of the upright picture, in pixels.
+        height: of the upright picture, in pixels.
         format: of the source's bytes, e.g. ``"JPEG"``.
-        converted: why the bytes were written anew, e.g. ``"EXIF orientation"``; ``""`` where they
+        converted: why the bytes were written anew, e.g. ``"palette"``; ``""`` where they
             are the source's own.
         grey: it has no colours, whatever its mode.
         plain: it shows hardly more than one shade of grey.
@@ -61,7 +54,8 @@ class Audited:
         path: as the picture's.
         label: as the picture's.
         facts: what is known of it.
-        data: the bytes to store, a JPEG or PNG of 8 bits a channel, grey or RGB, upright.
+        data: the bytes to store, a JPEG or PNG of 8 bits a channel, grey or RGB: of
+            :func:`graftflow.encodings.as_stored`, unless TensorFlow cannot decode these.
         thumbnail: 1,024 grey bytes, or none where ``facts.hash`` is -1.
     """
 
@@ -158,119 +152,39 @@ def _audit(picture: Picture, recall: Callable[[Picture, str], Found | None]) -> 
 
 
 def _inspect(picture: Picture, data: bytes, sha256: str) -> Audited:
-    if not data:
-        raise Unusable("is an empty file")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise _too_large() from error
-    except UnidentifiedImageError as error:
-        if data.startswith(HEADS):
-            raise Unusable("has a broken header") from error
-        raise Unusable("is no JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM picture") from error
-    except Exception as error:  # Pillow's readers raise whatever a broken header leads to
-        raise _undecodable(error) from error
-    with image:
-        # An MPO, from a stereo camera, is a JPEG with further pictures behind it.
-        kind = "JPEG" if image.format == "MPO" else (image.format or "")
-        if image.width == 0 or image.height == 0:
-            raise Unusable(f"has no pixels ({image.width} by {image.height})")
-        if image.width * image.height > MAXIMUM_PIXELS:
-            raise _too_large()
-        try:
-            image.load()
-            converted = _conversion(image, kind, data)
-            if not converted:
-                if _decodes_in_tensorflow(data, image.height, image.width):
-                    return _audited(picture, image, data, sha256, kind, "")
-                converted = f"{kind} that TensorFlow cannot decode"
-            upright = _plain(image)
-        except Unusable:
-            raise
-        except Exception as error:  # as above
-            raise _undecodable(error) from error
-    file = io.BytesIO()
-    upright.save(file, "PNG")
-    return _audited(picture, upright, file.getvalue(), sha256, kind, converted)
+    found = encode(data)
+    if not found.converted and not _decodes_in_tensorflow(found):
+        found = encode(data, reason=f"{found.format} that TensorFlow cannot decode")
+    return _audited(picture, found, sha256)
 
 
-def _audited(
-    picture: Picture, image: Image.Image, data: bytes, sha256: str, kind: str, converted: str
-) -> Audited:
-    """Look at the thumbnail of an upright picture in mode RGB or L."""
-    small = near_duplicates.thumbnail(image)
+def _audited(picture: Picture, found: Encoding, sha256: str) -> Audited:
+    """Look at the thumbnail of a picture."""
+    small = near_duplicates.thumbnail(found.image)
     channels = np.asarray(small.convert("RGB"))
     thumbnail = small.convert("L").tobytes()
     plain = near_duplicates.contrast(thumbnail) < near_duplicates.LEAST_CONTRAST
-    comparable = not plain and min(image.size) >= near_duplicates.SMALLEST_SIDE
+    comparable = not plain and min(found.image.size) >= near_duplicates.SMALLEST_SIDE
     facts = Facts(
         sha256=sha256,
-        width=image.width,
-        height=image.height,
-        format=kind,
-        converted=converted,
+        width=found.image.width,
+        height=found.image.height,
+        format=found.format,
+        converted=found.converted,
         grey=bool((channels.max(2) - channels.min(2)).max() <= COLOURLESS),
         plain=plain,
         hash=near_duplicates.perceptual_hash(thumbnail) if comparable else -1,
     )
-    return Audited(picture.path, picture.label, facts, data, thumbnail if comparable else b"")
+    return Audited(picture.path, picture.label, facts, found.data, thumbnail if comparable else b"")
 
 
-def _conversion(image: Image.Image, kind: str, data: bytes) -> str:
-    """Return why a picture must be written anew, or ``""`` where its bytes can stay."""
-    if kind not in ("JPEG", "PNG"):
-        return kind
-    if image.getexif().get(ORIENTATION, 1) not in (0, 1):
-        return "EXIF orientation"
-    if image.has_transparency_data:
-        return "transparency"
-    if image.mode == "P":
-        return "palette"
-    if kind == "PNG":
-        # Byte 24 of a PNG is the bits of a channel; Pillow hides 16 bits behind mode RGB.
-        bits = struct.unpack_from("B", data, 24)[0]
-        if bits == 16:
-            return "16 bits"
-        if getattr(image, "is_animated", False):
-            return "animation"
-        if bits != 8:
-            return f"{bits} bit{'s' if bits > 1 else ''}"
-    return "" if image.mode in ("RGB", "L") else image.mode
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Return an upright picture in mode RGB: transparent parts on white, 16 bits as 8."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        values = np.asarray(upright)
-        if values.min() < 0 or values.max() > 65_535:
-            raise Unusable("has more than 16 bits a channel, so that white is not known")
-        upright = Image.fromarray((values.astype(np.uint32) // 257).astype(np.uint8))
-    elif upright.mode == "F":
-        raise Unusable("has floating-point pixels, so that white is not known")
-    if upright.has_transparency_data:
-        layer = upright.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return upright.convert("RGB")
-
-
-def _decodes_in_tensorflow(data: bytes, height: int, width: int) -> bool:
+def _decodes_in_tensorflow(found: Encoding) -> bool:
     import tensorflow as tf
 
+    from graftflow.preprocessing import read_pixels
+
     try:
-        pixels: Any = tf.io.decode_image(data, channels=3, expand_animations=False)
+        pixels = read_pixels(tf.constant(found.data))
     except tf.errors.OpError:
         return False
-    return bool(tuple(pixels.shape) == (height, width, 3))
-
-
-def _too_large() -> Unusable:
-    return Unusable(f"has more than {MAXIMUM_PIXELS:,} pixels")
-
-
-def _undecodable(error: Exception) -> Unusable:
-    if "truncated" in str(error).lower():
-        return Unusable("is truncated")
-    text = " ".join(str(error).split())[:120] or type(error).__name__
-    return Unusable(f"cannot be decoded: {text}")
+    return bool(tuple(pixels.shape) == (found.image.height, found.image.width, 3))

@@ -16,6 +16,7 @@ from PIL import Image
 
 from graftflow import datasets, familiarity, files, metrics
 from graftflow.challenge_pictures import Challenger, Challengers, read_challengers, stratified
+from graftflow.encodings import upright
 from graftflow.errors import InputError
 from graftflow.features import frozen_function
 from graftflow.preprocessing import decode
@@ -364,7 +365,7 @@ def _write_scores(
 
 def _save(data: bytes, folder: Path, name: str) -> str:
     with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
+        small = upright(image).convert("RGB")
         small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
         small.save(folder / name, "JPEG", quality=88)
     return name

@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from graftflow.encodings import upright
+
 ROWS = 24
 COLUMNS = 10
 CELL = 108
@@ -126,12 +128,12 @@ def draw_pairs(pairs: Sequence[Couple], *, heading: str) -> Image.Image:
 def _whole(data: bytes, side: int) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (side, side))
-        return ImageOps.pad(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC, color=PAD)
+        return ImageOps.pad(upright(image).convert("RGB"), (side, side), Image.Resampling.BICUBIC, color=PAD)
 
 
 def _thumbnail(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
-        return ImageOps.fit(image.convert("RGB"), (CELL, CELL), Image.Resampling.BICUBIC)
+        return ImageOps.fit(upright(image).convert("RGB"), (CELL, CELL), Image.Resampling.BICUBIC)
 
 
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -24,7 +24,7 @@ from graftflow.records import Span, Spool
 from graftflow.storage import writing
 
 # Part of the key: a change of the audit or of the lines makes earlier journals unknown, not wrong.
-LAYOUT = 1
+LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True)

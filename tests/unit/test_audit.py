@@ -82,7 +82,7 @@ def orange(mode: str = "RGB") -> Image.Image:
 def rotated() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encode(orange(), "JPEG", exif=exif, quality=95)
+    return encode(orange(), "PNG", exif=exif)
 
 
 def see_through() -> Image.Image:
@@ -97,7 +97,7 @@ def sixteen_bits() -> bytes:
 
 ORANGE = (255, 128, 0)
 CONVERTED = {
-    "EXIF orientation": (rotated(), "JPEG", ORANGE, (12, 24)),
+    "EXIF orientation": (rotated(), "PNG", ORANGE, (12, 24)),
     "CMYK": (encode(orange("CMYK"), "JPEG", quality=95), "JPEG", ORANGE, (24, 12)),
     "palette": (encode(orange().quantize(), "PNG", bits=8), "PNG", ORANGE, (24, 12)),
     "16 bits": (sixteen_bits(), "PNG", (128, 128, 128), (24, 12)),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from graftflow.encodings import upright
 from graftflow.errors import InputError
 
 # Share of the wanted size and WebP quality, tried in turn until everything fits.
@@ -70,7 +71,7 @@ def _open(picture: Picture) -> Image.Image:
     try:
         with Image.open(picture.file) as image:
             image.draft("RGB", (picture.side, picture.side))
-            opened = image.convert("RGB")
+            opened = upright(image).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(
             f"The '{picture.artifact}' artifact must hold the picture '{picture.file.name}'. "
