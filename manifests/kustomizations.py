@@ -83,6 +83,10 @@ def _gather(folder: Path, objects: _Objects, kind: str) -> None:
         path = folder / str(entry)
         if path.is_dir():
             _gather(path, mine, "Kustomization")
+        elif not path.exists():
+            raise InputError(
+                f"A resource in {here} must be a file or folder that exists. Received: '{entry}'"
+            )
         else:
             for document in read(_inside(path, folder)):
                 mine.add(checked(document, f"'{path}'"), here)
