@@ -1,222 +1,293 @@
-"""Ask a model server, this project's or TensorFlow Serving, by its documented REST API.
+"""Ask a model server by its documented protocol: this project's, TensorFlow Serving, or KServe's v1 protocol.
 
-Needs requests only; importing this module never imports TensorFlow.
+The scheme of the URL chooses REST or gRPC; all else is the same. Importing this module imports neither TensorFlow nor
+an HTTP library, and a request never imports TensorFlow.
 """
 
-import base64
-import json
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any
-from urllib.parse import quote, urlsplit
-
-import requests
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 from graftflow.errors import InputError
+from graftflow.serving.rankings import Ranking, ranking
+from graftflow.serving.refusals import PictureError, RefusedError, ServerUnreachableError
+from graftflow.serving.retries import Deadline, ask_again
+from graftflow.serving.targets import MODEL, URL, Transport, read_target
+from graftflow.serving.windows import in_order
 
-URL, MODEL = "http://127.0.0.1:8501", "graftflow"
+__all__ = ["MODEL", "URL", "Client", "PictureError", "Ranking", "RefusedError", "ServerUnreachableError"]
 
-# Of one request: a server answers 413 above 64 MiB, and base64 adds a third.
-_BATCH_BYTES, _BATCH_PICTURES = 16 * 2**20, 32
-_RETRIED_STATUS = (429, 503)
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
-
-
-class ServerUnreachableError(InputError):
-    """No server answers, or not for this model: other pictures would fare no better."""
+# Of the pictures of one request: a server answers 413 above 64 MiB, and base64 adds a third.
+BATCH_BYTES = 16 * 2**20
+# Asked in turn until the model has one: all classes by name, or what every model of ours and most others have.
+_SIGNATURES = ("ranked", "serving_default")
+_NO_SIGNATURE = re.compile(r"signature.*not found", re.IGNORECASE)
+_NO_LABEL = re.compile(r"unrecognized servable version label", re.IGNORECASE)
 
 
 class Client:
-    """Asks one model of one server.
+    """Asks one model of one server; may be used by several threads at a time.
 
     Args:
-        url: where the server is, e.g. ``http://127.0.0.1:8501``.
+        url: where the server is: ``http://127.0.0.1:8501``, ``https://host/path``, ``grpc://127.0.0.1:8500`` or, with
+            TLS, ``grpcs://host``.
         model: the model's name there.
-        timeout: seconds that one answer may take.
-        retry: seconds during which a refused connection and the answers 429 and 503 are tried
-            again, with growing pauses; nothing else is.
+        timeout: seconds that one request may take, tries after failures included.
+        retry: seconds during which a refused connection, UNAVAILABLE and the answers 429 and 503 are tried again, with
+            growing pauses; nothing else is. A server that says when to come back is asked again until ``timeout``.
+        version: one version by its number; otherwise the newest.
+        label: one version by its label, e.g. ``"stable"``.
+        signature: what pictures are sent to; otherwise ``ranked`` or, where the model lacks it, ``serving_default``.
+        batch_size: pictures in one request.
+        in_flight: requests under way at a time.
+        as_is: whether pictures are sent as they are, and not brought to the form that ``download_data`` stores.
+        ca_file: PEM certificates to trust, for https and grpcs, instead of the machine's own.
+        headers: sent with every request, e.g. ``{"Authorization": "Bearer …"}`` or a ``Host`` for a gateway.
 
     Raises:
-        InputError: where ``url`` is no http(s) address or ``model`` is empty.
+        InputError: where one of them breaks its rule.
     """
 
-    def __init__(self, url: str = URL, model: str = MODEL, timeout: float = 30.0, retry: float = 3.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"url must be like {URL}. Received: '{url}'")
-        if not model:
-            raise InputError("model must be the name of a model. Received: ''")
-        self.url, self.model, self.timeout, self.retry = url.rstrip("/"), model, timeout, retry
-        self._session = requests.Session()
-        # A proxy that the environment names cannot reach this machine's own loopback.
-        self._session.trust_env = parts.hostname not in ("127.0.0.1", "localhost", "::1")
+    def __init__(
+        self,
+        url: str = URL,
+        model: str = MODEL,
+        timeout: float = 30.0,
+        retry: float = 3.0,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        signature: str | None = None,
+        batch_size: int = 32,
+        in_flight: int = 1,
+        as_is: bool = False,
+        ca_file: Path | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        target = read_target(url, model, version=version, label=label, ca_file=ca_file, headers=headers)
+        if not 0 < timeout <= 86_400:
+            raise InputError(f"timeout must be more than 0 and at most 86400 seconds. Received: {timeout:g}")
+        for name, value in (("batch_size", batch_size), ("in_flight", in_flight)):
+            if not 1 <= value <= 1024:
+                raise InputError(f"{name} must be 1 to 1024. Received: {value}")
+        self.url, self.model, self.timeout, self.retry = target.url, model, timeout, retry
+        self._target, self._as_is = target, as_is
+        self.batch_size, self.in_flight = batch_size, in_flight
+        self._signatures: tuple[str, ...] = (signature,) if signature is not None else _SIGNATURES
+        self._transport = _transport(target)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections."""
+        self._transport.close()
 
     def predict(self, instances: Sequence[Any], signature_name: str = "serving_default") -> list[Any]:
         """Return the model's answers, one for each instance.
 
         Args:
-            instances: values, nested lists or, for several inputs, dicts by input name; ``bytes``
-                anywhere in them are sent as base64.
+            instances: values, nested lists or, for several inputs, dicts by input name. ``bytes`` may stand anywhere in
+                them.
             signature_name: the signature to ask.
 
         Returns:
-            For each instance a value or nested list; for several outputs a dict by output name.
+            For each instance a value or nested list; for several outputs a dict by output name. Strings are text, or
+            ``bytes`` where the output's name ends with ``_bytes``.
 
         Raises:
-            ServerUnreachableError: where no server answers or it does not serve the model.
-            InputError: where the server refuses the request; the message is the server's.
+            ServerUnreachableError: where no server answers in time or it does not serve the model, version or label.
+            RefusedError: where the server refuses the request; the message is the server's.
+            InputError: where the instances or the answer do not fit the protocol.
         """
-        body = {"signature_name": signature_name, "instances": _encoded(list(instances))}
-        answer = self._ask("POST", ":predict", body)
-        predictions = answer.get("predictions")
-        if not isinstance(predictions, list):
-            raise InputError(f"{self.url} does not answer as a model server does: no 'predictions'")
-        return predictions
+        rows = list(instances)
+        deadline = Deadline(self.timeout)
+        found = self._ask(lambda: self._transport.predict(rows, signature_name, deadline), deadline)
+        if len(found) != len(rows):
+            raise InputError(
+                f"the model must answer with a row for each instance. Received: {len(found)} for {len(rows)}"
+            )
+        return found
 
-    def classify_images(self, pictures: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+    def classify_images(self, pictures: Sequence[bytes]) -> list[Ranking]:
         """Return for every picture its classes and their probabilities, best first.
 
         Args:
-            pictures: encoded pictures, JPEG or PNG; sent in as few requests as the size allows.
+            pictures: encoded pictures: JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM.
 
         Raises:
-            ServerUnreachableError: where no server answers or it does not serve the model.
-            InputError: where one of them is no picture, or the model has no signature ``ranked``.
+            ServerUnreachableError: where no server answers in time or it does not serve the model, version or label.
+            InputError: where one of them is no picture, or the answer tells no classes.
         """
-        ranked: list[list[tuple[str, float]]] = []
-        for batch in _batches(pictures):
+        found: list[Ranking] = []
+        for index, answer in enumerate(self.classify_each(partial(bytes, data) for data in pictures)):
+            if isinstance(answer, PictureError):
+                raise PictureError(f"picture {index} is not a picture that can be sent: it {answer}")
+            if isinstance(answer, InputError):
+                raise InputError(f"picture {index}: {answer}")
+            found.append(answer)
+        return found
+
+    def classify_each(self, sources: Iterable[Callable[[], bytes]]) -> Iterator[Ranking | InputError]:
+        """Yield for every picture its classes and their probabilities, or what is wrong with it, in order.
+
+        Pictures are read when they are sent: in memory are at most those of ``in_flight`` requests. A picture that
+        cannot be read, or that the server refuses, does not keep the others of its request from an answer.
+
+        Args:
+            sources: each returns an encoded picture, or raises ``OSError`` or ``PictureError``; called once, by any
+                thread.
+
+        Raises:
+            ServerUnreachableError: as :meth:`rankings`; the other pictures would fare no better.
+        """
+        remaining = iter(sources)
+        batches = iter(lambda: list(itertools.islice(remaining, self.batch_size)), [])
+        for answers in in_order(self._classify, batches, self.in_flight):
+            yield from answers
+
+    def ready(self, source: Callable[[], bytes]) -> bytes:
+        """Return a picture's bytes as they are sent.
+
+        Raises:
+            PictureError: where it cannot be read or is no picture.
+        """
+        try:
+            data = source()
+        except OSError as error:
+            raise PictureError(f"cannot be read: {error.strerror or error}") from error
+        if self._as_is:
+            return data
+        from graftflow.encodings import as_stored
+        from graftflow.pictures import Unusable
+
+        try:
+            return as_stored(data)
+        except Unusable as error:
+            raise PictureError(str(error)) from error
+
+    def rankings(self, batch: Sequence[bytes]) -> list[Ranking]:
+        """Return the classes of pictures that are :meth:`ready`, by one request.
+
+        Raises:
+            ServerUnreachableError: as :meth:`predict`; also where the model has no signature for pictures, or its
+                answers tell no classes.
+            InputError: as :meth:`predict`.
+        """
+        signatures = self._signatures
+        for signature in signatures:
             try:
-                rows = self.predict(batch, "ranked")
-            except ServerUnreachableError:
-                raise
+                rows = self.predict(batch, signature)
+            except RefusedError as error:
+                if not _NO_SIGNATURE.search(error.said):
+                    raise
+                missing = error
+                continue
+            # The next request need not look for it.
+            self._signatures = (signature, *(s for s in signatures if s != signature))
+            try:
+                return [ranking(row) for row in rows]
             except InputError as error:
-                for index, picture in enumerate(batch, start=len(ranked)):
-                    if not picture.startswith(_SIGNATURES):
-                        raise InputError(
-                            f"picture {index} is not a picture: it must be JPEG or PNG. "
-                            f"Received: {len(picture)} bytes"
-                        ) from error
-                raise
-            try:
-                ranked.extend(
-                    [(str(c), float(s)) for c, s in zip(row["classes"], row["scores"], strict=True)]
-                    for row in rows
-                )
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(
-                    f"signature 'ranked' of '{self.model}' must answer with classes and scores"
+                raise ServerUnreachableError(
+                    f"signature '{signature}' of '{self.model}' cannot be read: {error}", "answer"
                 ) from error
-        return ranked
+        raise ServerUnreachableError(
+            f"{self._target.what} must have a signature {' or '.join(sorted(signatures))}. {missing}",
+            missing.code,
+        )
 
     def status(self) -> list[dict[str, Any]]:
         """Return the model's versions: dicts of ``version``, ``state`` and ``status``.
 
+        KServe's v1 protocol knows no versions: it gives one whose ``version`` is empty.
+
         Raises:
-            ServerUnreachableError: where no server answers or it does not serve the model.
+            ServerUnreachableError: where no server answers in time or it does not serve the model, version or label.
         """
-        versions = self._ask("GET", "", None).get("model_version_status", [])
-        return list(versions)
+        deadline = Deadline(self.timeout)
+        return self._ask(lambda: self._transport.status(deadline), deadline)
 
-    def _ask(self, method: str, suffix: str, body: Any) -> dict[str, Any]:
-        url = f"{self.url}/v1/models/{quote(self.model, safe='')}{suffix}"
-        response = self._send(method, url, body)
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if response.status_code == 200 and isinstance(answer, dict):
-            return answer
-        said = answer.get("error") if isinstance(answer, dict) else None
-        message = " ".join(str(said or f"HTTP {response.status_code}").split())
-        if response.status_code == 404:
-            raise ServerUnreachableError(
-                f"The server at {self.url} serves no model '{self.model}': {message}. Check the "
-                "name, or publish a version (`make deploy`)."
-            )
-        if response.status_code in _RETRIED_STATUS:
-            raise ServerUnreachableError(f"The server at {self.url} is busy: {message}. Try again later.")
-        if not said:
-            raise ServerUnreachableError(f"{self.url} does not answer as a model server does: {message}")
-        raise InputError(f"The server refuses: {message}")
-
-    def _send(self, method: str, url: str, body: Any) -> requests.Response:
-        deadline, pause = time.monotonic() + self.retry, 0.1
-        data = None if body is None else json.dumps(body)  # NaN and infinities are part of the protocol
-        headers = {"Content-Type": "application/json"}
-        while True:
+    def _classify(self, sources: Sequence[Callable[[], bytes]]) -> list[Ranking | InputError]:
+        answers: list[Ranking | InputError] = []
+        batch: list[bytes] = []
+        places: list[int] = []
+        size = 0
+        for source in sources:
             try:
-                response = self._session.request(
-                    method, url, data=data, headers=headers, timeout=self.timeout
-                )
-                wait = pause
-                if response.status_code not in _RETRIED_STATUS:
-                    return response
-                if response.headers.get("Retry-After", "").isdigit():
-                    wait = max(pause, float(response.headers["Retry-After"]))
-                if time.monotonic() + wait > deadline:
-                    return response
-            except requests.Timeout:
-                raise ServerUnreachableError(
-                    f"The server at {self.url} did not answer within {self.timeout:g} s."
-                ) from None
-            except requests.ConnectionError as error:
-                wait = pause
-                if not _refused(error):
-                    raise ServerUnreachableError(
-                        f"The connection to {self.url} failed: {_reason(error)}."
-                    ) from error
-                if time.monotonic() + wait > deadline:
-                    raise ServerUnreachableError(
-                        f"No model server answers at {self.url}. Start one with `make serve`."
-                    ) from error
-            except requests.RequestException as error:
-                raise ServerUnreachableError(f"Cannot ask {self.url}: {_reason(error)}.") from error
-            time.sleep(wait)
-            pause = min(2 * pause, 2.0)
+                data = self.ready(source)
+            except InputError as error:
+                answers.append(error)
+                continue
+            if batch and size + len(data) > BATCH_BYTES:
+                self._answer(batch, places, answers)
+                batch, places, size = [], [], 0
+            places.append(len(answers))
+            answers.append([])
+            batch.append(data)
+            size += len(data)
+        if batch:
+            self._answer(batch, places, answers)
+        return answers
+
+    def _answer(self, batch: list[bytes], places: list[int], answers: list[Ranking | InputError]) -> None:
+        """Put the batch's answers in their places; picture by picture where the server refuses it whole."""
+        try:
+            found: Sequence[Ranking | InputError] = self.rankings(batch)
+        except ServerUnreachableError:
+            raise
+        except InputError as error:
+            found = [error] if len(batch) == 1 else [self._alone(data) for data in batch]
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
+
+    def _alone(self, data: bytes) -> Ranking | InputError:
+        try:
+            return self.rankings([data])[0]
+        except ServerUnreachableError:
+            raise
+        except InputError as error:
+            return error
+
+    def _ask(self, ask: Callable[[], list[Any]], deadline: Deadline) -> list[Any]:
+        try:
+            return ask_again(ask, deadline, self.retry)
+        except RefusedError as error:
+            if error.code not in ("HTTP 404", "NOT_FOUND") and not _NO_LABEL.search(error.said):
+                raise
+            raise ServerUnreachableError(
+                f"The server at {self.url} serves no {self._target.what}: {error.said}. {self._choices(deadline)}",
+                error.code,
+            ) from error
+
+    def _choices(self, deadline: Deadline) -> str:
+        if self._target.version is not None or self._target.label is not None:
+            try:
+                known = self._transport.status(deadline, of_any=True)
+            except Exception:  # the first error is the one to tell
+                known = []
+            if served := [v["version"] for v in known if v.get("state") == "AVAILABLE" and v.get("version")]:
+                return f"It serves {', '.join(sorted(served, key=int))}."
+        return "Check the name, or publish a version (`make deploy-model`)."
 
 
-def _encoded(value: Any) -> Any:
-    """``value`` with every ``bytes`` in it as TensorFlow Serving's base64 object."""
-    if isinstance(value, bytes):
-        return {"b64": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encoded(item) for item in value]
-    return value
+def _transport(target: Any) -> Transport:
+    # Imported here: the command starts at once, and needs one of the two.
+    if target.scheme in ("grpc", "grpcs"):
+        from graftflow.serving.grpc_client import GrpcTransport
 
+        return GrpcTransport(target)
+    from graftflow.serving.rest_client import RestTransport
 
-def _batches(pictures: Sequence[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    size = 0
-    for picture in pictures:
-        if batch and (len(batch) == _BATCH_PICTURES or size + len(picture) > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(picture)
-        size += len(picture)
-    if batch:
-        yield batch
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions that an exception was made of, itself first."""
-    seen: list[BaseException | None] = []
-    todo: list[Any] = [error]
-    while todo:
-        current = todo.pop(0)
-        if not isinstance(current, BaseException) or current in seen:
-            continue
-        seen.append(current)
-        yield current
-        todo += [getattr(current, "reason", None), current.__cause__, current.__context__]
-        todo += current.args
-
-
-def _refused(error: BaseException) -> bool:
-    return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
-
-
-def _reason(error: BaseException) -> str:
-    system = [c.strerror for c in _causes(error) if isinstance(c, OSError) and c.strerror]
-    return str(system[-1] if system else type(error).__name__)
+    return RestTransport(target)

@@ -1,184 +1,209 @@
 """``python -m graftflow.serving.query IMAGE…``: ask a model server what is on pictures."""
 
 import argparse
-import csv
-import glob
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn
 
 from graftflow.errors import InputError
-from graftflow.serving.client import MODEL, URL, Client, ServerUnreachableError
+from graftflow.serving.answer_texts import STREAMING, WRITERS, Answer
+from graftflow.serving.client import MODEL, URL, Client
+from graftflow.serving.picture_paths import Source, listed_sources, sources
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-BAR = 24  # characters of a probability of 1
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the server says about one picture: (class, probability), best first."""
-
-    picture: str
-    ranked: list[tuple[str, float]]
+_MANY = 100  # pictures from which on progress is told
+_PROGRESS_SECONDS = 5.0
+_EPILOG = """\
+exit status: 0, 1 where a picture or the server failed, 2 for wrong usage, 130 when interrupted;
+with --watch, Ctrl-C is the usual end."""
 
 
-def find_pictures(names: Sequence[str]) -> Iterator[tuple[str, bytes | InputError]]:
-    """Yield every picture's name and bytes, or the reason why it cannot be read.
-
-    Args:
-        names: files, folders (all their JPEG and PNG files, at any depth), glob patterns, or ``-``
-            for one picture on standard input.
-    """
-    for name in names:
-        if name == "-":
-            yield "-", sys.stdin.buffer.read()
-            continue
-        try:
-            paths = _paths(name)
-        except InputError as error:
-            yield name, error
-            continue
-        for path in paths:
-            try:
-                yield str(path), path.read_bytes()
-            except OSError as error:
-                yield str(path), InputError(f"cannot be read: {error.strerror}")
-
-
-def _paths(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise InputError(f"the folder holds no picture ({', '.join(SUFFIXES)})")
-        return found
-    if path.exists():
-        return [path]
-    if glob.has_magic(name):
-        found = sorted(p for p in map(Path, glob.glob(name, recursive=True)) if p.is_file())
-        if not found:
-            raise InputError("no file matches the pattern")
-        return found
-    raise InputError("no such file or folder")
-
-
-def ask(client: Client, names: Sequence[str], top: int) -> Iterator[Answer | tuple[str, str]]:
-    """Yield an answer for every picture, or its name and what is wrong with it.
+def ask(client: Client, pictures: Iterable[Source], top: int) -> Iterator[Answer]:
+    """Yield what becomes of every picture, in order.
 
     Args:
         client: whom to ask.
-        names: as for :func:`find_pictures`.
+        pictures: their names and what reads them.
         top: how many classes of each answer to keep.
 
     Raises:
         ServerUnreachableError: where no server answers; the other pictures would fare no better.
     """
-    for name, content in find_pictures(names):
-        if isinstance(content, InputError):
-            yield name, str(content)
-            continue
-        try:
-            ranked = client.classify_images([content])[0]
-        except ServerUnreachableError:
-            raise
-        except InputError as error:
-            yield name, str(error).replace("picture 0 is", "is")
+    names: deque[str] = deque()
+
+    def named() -> Iterator[Callable[[], bytes]]:
+        for name, source in pictures:
+            names.append(name)
+            yield source
+
+    for found in client.classify_each(named()):
+        name = names.popleft()
+        if isinstance(found, InputError):
+            yield Answer(name, [], str(found))
         else:
-            yield Answer(name, ranked[:top])
+            yield Answer(name, found[:top])
 
 
-def write_table(answers: Sequence[Answer], to: TextIO) -> None:
-    """Print answers as a table: picture, class, probability and a bar of its length."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(file=to, markup=False, highlight=False)
-    block = "█" if (console.encoding or "").lower().startswith("utf") else "#"
-    table = Table(header_style="bold")
-    table.add_column("picture", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, min_width=BAR)
-    for answer in answers:
-        for rank, (name, probability) in enumerate(answer.ranked):
-            best = rank == 0
-            table.add_row(
-                Text(answer.picture if best else ""),
-                Text(name, style="bold" if best else ""),
-                Text(f"{probability:.4f}"),
-                Text(block * round(BAR * probability), style="green" if best else "dim"),
-                end_section=rank == len(answer.ranked) - 1,
-            )
-    console.print(table)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
 
 
-def write_json(answers: Sequence[Answer], to: TextIO) -> None:
-    """Print answers as JSON: ``[{"picture", "predictions": [{"class", "probability"}]}]``."""
-    document = [
-        {
-            "picture": answer.picture,
-            "predictions": [{"class": c, "probability": p} for c, p in answer.ranked],
-        }
-        for answer in answers
-    ]
-    to.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m graftflow.serving.query",
+        description="Ask a model server what is on pictures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="file, folder, glob pattern, or - for standard input")
+    add("--stdin-list", action="store_true", help="read paths from standard input, one a line")
+    add("--url", default=URL, help=f"http(s)://HOST:PORT/PATH, grpc://HOST:PORT or grpcs:// ({URL})")
+    add("--model", default=MODEL, help=f"the model's name there ({MODEL})")
+    add("--version", type=int, metavar="N", help="one version (the newest)")
+    add("--label", help="the version with this label, e.g. stable or canary")
+    add("--signature", help="what pictures are sent to (ranked, else serving_default)")
+    add(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="of one request, retries included (30)"
+    )
+    add("--retry", type=float, default=3.0, metavar="SECONDS", help="try again where nobody answers (3)")
+    add("--batch-size", type=int, default=32, metavar="N", help="pictures in one request (32)")
+    add("--in-flight", type=int, default=2, metavar="N", help="requests under way at a time (2)")
+    add("--ca-file", type=Path, metavar="PEM", help="certificates to trust, for https and grpcs")
+    add("--header", action="append", default=[], metavar="'NAME: VALUE'", help="sent along; may be repeated")
+    add("--as-is", action="store_true", help="send files untouched, not as download_data stores them")
+    add("--top", type=int, default=5, metavar="N", help="classes shown of each picture (5)")
+    add("--format", choices=list(WRITERS), default="table", help="jsonl and csv come line by line (table)")
+    add("--watch", action="store_true", help="ask the same pictures again and again; tell latencies")
+    add("--requests", type=int, default=0, metavar="N", help="end --watch after so many (0: never)")
+    return parser
 
 
-def write_csv(answers: Sequence[Answer], to: TextIO) -> None:
-    """Print answers as CSV with the columns picture, rank (from 1), class and probability."""
-    writer = csv.writer(to, lineterminator="\n")
-    writer.writerow(["picture", "rank", "class", "probability"])
-    for answer in answers:
-        for rank, (name, probability) in enumerate(answer.ranked, start=1):
-            writer.writerow([answer.picture, rank, name, probability])
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    options = _parser().parse_args(arguments)
+    if bool(options.images) == options.stdin_list:
+        raise InputError(
+            "Either IMAGE (file, folder, pattern or -) or --stdin-list must be given. "
+            f"Received: {'both' if options.images else 'neither'}"
+        )
+    if options.images.count("-") > 1:
+        raise InputError("- must be given once: standard input is one picture. Received: it twice")
+    for name, least in (("top", 1), ("requests", 0), ("retry", 0)):
+        if not getattr(options, name) >= least:
+            raise InputError(f"--{name} must be {least} or more. Received: {getattr(options, name)}")
+    if options.requests and not options.watch:
+        raise InputError("--requests must be given with --watch. Received: it alone")
+    if options.watch and options.format in STREAMING:
+        raise InputError(f"--format must be table or json with --watch. Received: '{options.format}'")
+    return options
 
 
-WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}
+def _client(options: argparse.Namespace) -> Client:
+    headers = {}
+    for header in options.header:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise InputError(f"--header must be like 'Authorization: Bearer …'. Received: '{header}'")
+        headers[name.strip()] = value.strip()
+    return Client(
+        options.url,
+        options.model,
+        options.timeout,
+        0.0 if options.watch else options.retry,
+        version=options.version,
+        label=options.label,
+        signature=options.signature,
+        batch_size=options.batch_size,
+        in_flight=options.in_flight,
+        as_is=options.as_is,
+        ca_file=options.ca_file,
+        headers=headers,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 1 where a picture or the server failed (a line on stderr)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m graftflow.serving.query", description="Ask a model server about pictures."
-    )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="file, folder, glob pattern, or - for standard input",
-    )
-    parser.add_argument("--url", default=URL, help=f"the server ({URL})")
-    parser.add_argument("--model", default=MODEL, help=f"the model's name there ({MODEL})")
-    parser.add_argument("--top", type=int, default=5, help="classes shown of each picture (5)")
-    parser.add_argument("--format", choices=sorted(WRITERS), default="table")
-    options = parser.parse_args(arguments)
-    if options.top < 1:
-        parser.error(f"--top must be 1 or more. Received: {options.top}")
-    answers: list[Answer] = []
-    failed = False
+    """Run the command; returns 0, 1 where a picture or the server failed, 2 for wrong usage, 130 when interrupted."""
     try:
-        for outcome in ask(Client(options.url, options.model), options.images, options.top):
-            if isinstance(outcome, Answer):
-                answers.append(outcome)
-            else:
-                print(f"error: {outcome[0]}: {outcome[1]}", file=sys.stderr)
-                failed = True
+        options = _parse(arguments)
+        client = _client(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        failed = True
+        return 2
+    try:
+        with client:
+            pictures = listed_sources() if options.stdin_list else sources(options.images)
+            if options.watch:
+                return _watch(client, list(pictures), options)
+            return _ask(client, pictures, options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
-    if answers or (not failed):
-        try:
-            WRITERS[options.format](answers, sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:  # e.g. `… | head`
-            sys.stderr.close()
+    except BrokenPipeError:  # e.g. `… | head`; the reader has what it wants
+        sys.stderr.close()
+        return 0
+
+
+def _ask(client: Client, pictures: Iterable[Source], options: argparse.Namespace) -> int:
+    writer = WRITERS[options.format](sys.stdout)
+    failed = False
+    total = len(pictures) if isinstance(pictures, list) else 0
+    try:
+        with _progress(total, options) as advance:
+            for answer in ask(client, pictures, options.top):
+                if answer.error:
+                    print(f"error: {answer.picture}: {answer.error}", file=sys.stderr)
+                    failed = True
+                writer.write(answer)
+                advance()
+    finally:
+        # What was answered before a failure is still worth reading.
+        writer.end()
     return 1 if failed else 0
+
+
+def _watch(client: Client, pictures: list[Source], options: argparse.Namespace) -> int:
+    from graftflow.serving.watching import watch
+
+    summary = watch(client, pictures, requests=options.requests)
+    print(json.dumps(asdict(summary)) if options.format == "json" else summary.line(), flush=True)
+    return 1 if summary.errors else 0
+
+
+@contextmanager
+def _progress(total: int, options: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """Hand on what counts a picture as done; for many pictures it tells stderr how far it is."""
+    if total < _MANY:
+        yield lambda: None
+    elif not sys.stderr.isatty():
+        done, last = 0, time.monotonic()
+
+        def count() -> None:
+            nonlocal done, last
+            done += 1
+            if done == total or time.monotonic() - last >= _PROGRESS_SECONDS:
+                last = time.monotonic()
+                print(f"progress: answers {done}/{total} pictures", file=sys.stderr, flush=True)
+
+        yield count
+    elif options.format in STREAMING and sys.stdout.isatty():
+        yield lambda: None  # the lines themselves show how far it is
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("answers", total=total)
+            yield lambda: progress.advance(task)
 
 
 if __name__ == "__main__":
