@@ -59,6 +59,7 @@ class Batcher:
         self._free = parameters.num_batch_threads
         self._queues: dict[_Key, _Queue] = {}
         self._waking: asyncio.TimerHandle | None = None
+        self._scheduled = False
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(
@@ -102,7 +103,7 @@ class Batcher:
         done: asyncio.Future[dict[str, Tensor]] = asyncio.get_running_loop().create_future()
         deadline = now + timeout if timeout is not None else float("inf")
         queue.tasks.append(_Task(inputs, size, deadline, now, done))
-        self._dispatch()
+        self._soon()
         try:
             return await asyncio.wait_for(done, timeout)
         except TimeoutError:
@@ -137,8 +138,15 @@ class Batcher:
         )
         return (id(version), signature, None if outputs is None else tuple(outputs), shapes)
 
+    def _soon(self) -> None:
+        """Start batches once the requests that are being read now have joined their queues."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
     def _dispatch(self) -> None:
         """Start what may start: a full batch, or one whose first request has waited long enough."""
+        self._scheduled = False
         now = time.monotonic()
         wait = self._parameters.batch_timeout_micros / 1e6
         soonest = float("inf")

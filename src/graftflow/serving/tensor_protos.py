@@ -17,6 +17,9 @@ _PACKED: dict[str, tuple[int, str]] = {
     "complex64": (9, "<c8"),
     "complex128": (12, "<c16"),
 }
+_NAMES = {number: name.removeprefix("DT_").lower() for name, number in types_pb2.DataType.items()}
+# Their content is used where it lies in the message.
+_IN_PLACE = {"float": "<f4", "double": "<f8", "int32": "<i4", "int64": "<i8", "uint8": "u1"}
 _VARINTS = {
     "int32": "int_val",
     "int16": "int_val",
@@ -42,11 +45,7 @@ def read(alias: str, proto: Any, dtype: str, position: int = 0) -> Tensor:
     Raises:
         ServingError: INVALID_ARGUMENT where it has another dtype, or values that do not fit its shape.
     """
-    name = (
-        types_pb2.DataType.Name(proto.dtype).removeprefix("DT_").lower()
-        if proto.dtype in types_pb2.DataType.values()
-        else str(proto.dtype)
-    )
+    name = _NAMES.get(proto.dtype, str(proto.dtype))
     if name != dtype:
         raise invalid(f"Expects arg[{position}] to be {dtype} but {name} is provided")
     shape = [d.size for d in proto.tensor_shape.dim]
@@ -54,6 +53,8 @@ def read(alias: str, proto: Any, dtype: str, position: int = 0) -> Tensor:
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or not _plausible(proto, shape):
         raise invalid(f"tensor parsing error: {alias}")
     try:
+        if proto.tensor_content and dtype in _IN_PLACE:
+            return np.frombuffer(proto.tensor_content, _IN_PLACE[dtype]).reshape(shape)
         return np.asarray(tf.make_ndarray(proto))
     except Exception as error:
         raise invalid(f"tensor parsing error: {alias}") from error
