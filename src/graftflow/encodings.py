@@ -21,6 +21,8 @@ MAXIMUM_PIXELS = 89_478_485
 # The most that JPEG has room for. Resizing needs memory for the whole width of each row of the result.
 MAXIMUM_SIDE = 65_535
 ORIENTATION = 0x0112
+# Segments of a JPEG that are searched for EXIF: a file of millions of empty ones shall not take minutes.
+MOST_SEGMENTS = 100
 # Bytes of one value, by its TIFF type (TIFF 6.0, section 2; BigTIFF has the last); 0: no such type.
 EXIF_VALUE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8)
 
@@ -132,16 +134,18 @@ def upright(image: Image.Image) -> Image.Image:
 def jpeg_orientation(data: bytes) -> int:
     """Return how the exported model turns a JPEG: its EXIF orientation, 1 to 8.
 
-    Segments are walked up to the first that is neither APPn nor a comment. The first ``Exif`` block counts, of that the
-    first directory and its first tag 0x0112, which must be one short. Whatever is malformed means 1: a block that is
-    cut off, another type, or a value up to the tag that would lie outside of the block (Exif 3.0, section 4.5; TIFF
-    6.0, section 2).
+    At most 100 segments are walked, up to the first that is neither APPn nor a comment. The first ``Exif`` block
+    counts, of that the first directory and its first tag 0x0112, which must be one short. Whatever is malformed means
+    1: a block that is cut off, another type, or a value up to the tag that would lie outside of the block (Exif 3.0,
+    section 4.5; TIFF 6.0, section 2).
 
     Args:
         data: the bytes of a JPEG.
     """
     at = 2
-    while at + 4 <= len(data):
+    for _ in range(MOST_SEGMENTS):
+        if at + 4 > len(data):
+            return 1
         marker, size = struct.unpack_from(">HH", data, at)
         after = at + 2 + size
         if size < 2 or after > len(data) or not (marker >> 4 == 0xFFE or marker == 0xFFFE):

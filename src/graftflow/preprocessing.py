@@ -9,10 +9,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from graftflow.encodings import EXIF_VALUE_BYTES, MAXIMUM_PIXELS, MAXIMUM_SIDE, ORIENTATION
+from graftflow.encodings import EXIF_VALUE_BYTES, MAXIMUM_PIXELS, MAXIMUM_SIDE, MOST_SEGMENTS, ORIENTATION
 
 # Pictures of a batch that are decoded at once: each may take 3 bytes a pixel twice, so this bounds a request's memory.
 DECODED_AT_ONCE = 4
+# Blocks and sub-blocks up to the end of a GIF's first frame: 33 MB where they are full, as is usual, and at most two
+# seconds of work.
+MOST_GIF_BLOCKS = 2**17
 
 
 def decode(image: tf.Tensor, size: int) -> tf.Tensor:
@@ -182,38 +185,31 @@ def _first_frame(image: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
     The blocks are walked as GIF89a has them: extensions, then an image, each ending in sub-blocks of at most 255 bytes.
     """
     length = tf.strings.length(image)
-    start = 13 + _table_bytes(head[10])
-    inside, behind, done = (tf.constant(state) for state in (1, 2, 3))
-    outside = tf.constant(0)
 
-    def step(at: Any, state: Any, width: Any, height: Any) -> Any:
+    def skip(at: Any, left: Any, _size: Any) -> Any:
+        size = tf.cast(_bytes(tf.strings.substr(image, at, 1), 1)[0], tf.int32)
+        return at + 1 + size, left - 1, size
+
+    def step(at: Any, left: Any, width: Any, height: Any, _going: Any) -> Any:
         block = _bytes(tf.strings.substr(image, at, 10), 10)
-        kind = block[0]
-
-        def sub_block() -> Any:
-            ended = tf.where(tf.equal(state, behind), done, outside)
-            return at + 1 + tf.cast(kind, tf.int32), tf.where(tf.equal(kind, 0), ended, state), width, height
-
-        def extension() -> Any:
-            return at + 2, inside, width, height
-
-        def frame() -> Any:
-            to = at + 11 + _table_bytes(block[9])
-            return to, behind, tf.maximum(width, _little(block[5:7])), tf.maximum(height, _little(block[7:9]))
-
+        is_extension, is_frame = tf.equal(block[0], 0x21), tf.equal(block[0], 0x2C)
         # What is no block ends the file for the decoder as well.
-        end: Any = (length, done, width, height)
-        return tf.case(
-            [(state > 0, sub_block), (tf.equal(kind, 0x21), extension), (tf.equal(kind, 0x2C), frame)],
-            default=lambda: tuple(tf.identity(part) for part in end),
+        inside = tf.where(is_frame, at + 11 + _table_bytes(block[9]), tf.where(is_extension, at + 2, length))
+        after, left, _ = tf.while_loop(
+            lambda at, left, size: (size > 0) & (at < length) & (left > 0), skip, (inside, left - 1, 1)
         )
+        width = tf.where(is_frame, tf.maximum(width, _little(block[5:7])), width)
+        height = tf.where(is_frame, tf.maximum(height, _little(block[7:9])), height)
+        return after, left, width, height, is_extension & (after < length) & (left > 0)
 
-    at, _, width, height = tf.while_loop(
-        lambda at, state, _width, _height: (at < length) & (state < done),
+    start = 13 + _table_bytes(head[10])
+    screen = _little(head[6:8]), _little(head[8:10])
+    end, _, width, height, _ = tf.while_loop(
+        lambda _at, _left, _width, _height, going: going,
         step,
-        (start, outside, _little(head[6:8]), _little(head[8:10])),
+        (start, MOST_GIF_BLOCKS, *screen, start < length),
     )
-    return _bounded(tf.strings.join([tf.strings.substr(image, 0, at), b";"]), width, height)
+    return _bounded(tf.strings.join([tf.strings.substr(image, 0, end), b";"]), width, height)
 
 
 def _jpeg_orientation(image: tf.Tensor) -> tf.Tensor:
@@ -236,7 +232,10 @@ def _jpeg_orientation(image: tf.Tensor) -> tf.Tensor:
 
     false = tf.constant(False)
     at, size, found, _ = tf.while_loop(
-        lambda _at, _size, _found, going: going, step, (tf.constant(0), tf.constant(2), false, length > 2)
+        lambda _at, _size, _found, going: going,
+        step,
+        (tf.constant(0), tf.constant(2), false, length > 2),
+        maximum_iterations=MOST_SEGMENTS,
     )
     return tf.cond(
         found,

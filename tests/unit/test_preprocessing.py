@@ -66,6 +66,14 @@ def test_exif_is_found_behind_other_segments(before: bytes) -> None:
     np.testing.assert_array_equal(read_pixels(tf.constant(data)), turned(plainly(data), 6))
 
 
+@pytest.mark.parametrize(("segments", "orientation"), [(98, 6), (100, 1)])
+def test_the_search_for_exif_ends_after_a_hundred_segments(segments: int, orientation: int) -> None:
+    data = with_exif(jpeg(), exif_block(6))
+    data = data[:2] + segment(0xFFFE, b"") * segments + data[2:]
+    assert jpeg_orientation(data) == orientation
+    np.testing.assert_array_equal(read_pixels(tf.constant(data)), turned(plainly(data), orientation))
+
+
 def test_malformed_exif_never_fails_and_turns_nothing_that_pillow_would_not() -> None:
     """300 blocks with bytes changed, cut off or repeated: read as ``jpeg_orientation`` does, as Pillow does or not."""
     generator = np.random.default_rng(0)
@@ -210,6 +218,19 @@ def test_only_the_first_frame_of_a_gif_is_unpacked() -> None:
     first, second = gif_claiming(1, 1), gif_claiming(65_535, 65_535)
     data = first.rstrip(b";") + second[second.index(b"\x2c\0\0\0\0\xff\xff") :]
     assert read_pixels(tf.constant(data)).shape == (1, 1, 3)
+
+
+def test_a_gif_of_endless_blocks_is_given_up() -> None:
+    """Sub-blocks of one byte, then a frame: walking the millions that a request has room for would take minutes."""
+    frame = gif_claiming(1, 1)
+    place = frame.index(b"!\xfe")
+
+    def commented(count: int) -> tf.Tensor:
+        return tf.constant(frame[:place] + b"!\xfe" + b"\1a" * count + b"\0" + frame[place:])
+
+    assert read_pixels(commented(1000)).shape == (1, 1, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        read_pixels(commented(10_000_000))
 
 
 def cut(data: bytes, length: int) -> bytes:
