@@ -150,7 +150,7 @@ def jpeg_orientation(data: bytes) -> int:
         after = at + 2 + size
         if size < 2 or after > len(data) or not (marker >> 4 == 0xFFE or marker == 0xFFFE):
             return 1
-        if marker == 0xFFE1 and data.startswith(b"Exif\0\0", at + 4):
+        if marker == 0xFFE1 and data[at + 4 : after].startswith(b"Exif\0\0"):
             return _tiff_orientation(data[at + 10 : after])
         at = after
     return 1

@@ -126,10 +126,11 @@ def read_pixels(image: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: the bytes are no such picture, or it has more than 89,478,485 pixels or a side
             of more than 65,535.
     """
-    is_jpeg = tf.equal(tf.strings.substr(image, 0, 3), b"\xff\xd8\xff")
-    return tf.ensure_shape(
-        tf.cond(is_jpeg, lambda: _read_jpeg(image), lambda: _read_other(image)), (None, None, 3)
-    )
+    # Hundreds of operations on single numbers: on a GPU each would wait for the bus.
+    with tf.device("/CPU:0"):
+        is_jpeg = tf.equal(tf.strings.substr(image, 0, 3), b"\xff\xd8\xff")
+        pixels = tf.cond(is_jpeg, lambda: _read_jpeg(image), lambda: _read_other(image))
+        return tf.ensure_shape(pixels, (None, None, 3))
 
 
 def _read_jpeg(image: tf.Tensor) -> tf.Tensor:
@@ -226,7 +227,7 @@ def _jpeg_orientation(image: tf.Tensor) -> tf.Tensor:
         size += 2
         whole = (size >= 4) & (at + size <= length)
         walkable = tf.equal(marker // 16, 0xFFE) | tf.equal(marker, 0xFFFE)
-        found = whole & tf.equal(marker, 0xFFE1)
+        found = whole & tf.equal(marker, 0xFFE1) & (size >= 10)
         found &= tf.equal(tf.strings.substr(image, tf.minimum(at + 4, length), 6), b"Exif\0\0")
         return at, size, found, whole & walkable & ~found & (at + size < length)
 

@@ -91,7 +91,7 @@ def commented_png(image: Image.Image) -> bytes:
     return encode(image, "PNG", pnginfo=about)
 
 
-# How many of each kind, its suffix and its maker; the first six and the rotated ones keep their bytes.
+# How many of each kind, its suffix and its maker; the first five and the rotated ones keep their bytes.
 KINDS: dict[str, tuple[int, str, Callable[[Image.Image], bytes]]] = {
     "jpeg": (16, "jpg", lambda image: encode(image, "JPEG", quality=92)),
     "progressive": (4, "jpg", lambda image: encode(image, "JPEG", progressive=True)),

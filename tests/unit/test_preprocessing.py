@@ -66,6 +66,22 @@ def test_exif_is_found_behind_other_segments(before: bytes) -> None:
     np.testing.assert_array_equal(read_pixels(tf.constant(data)), turned(plainly(data), 6))
 
 
+@pytest.mark.parametrize("length", range(9))
+def test_a_segment_too_short_for_exif_is_none(length: int) -> None:
+    """Its length cuts the word Exif, so that what seems to follow is not of the segment."""
+    data = bytearray(with_exif(jpeg(), exif_block(6, ">"), jfif=False))
+    data[4:6] = length.to_bytes(2)
+    with_this_length = tf.constant(bytes(data))
+    assert jpeg_orientation(bytes(data)) == 1
+    try:
+        expected = plainly(bytes(data))
+    except tf.errors.InvalidArgumentError:
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            read_pixels(with_this_length)
+    else:
+        np.testing.assert_array_equal(read_pixels(with_this_length), expected)
+
+
 @pytest.mark.parametrize(("segments", "orientation"), [(98, 6), (100, 1)])
 def test_the_search_for_exif_ends_after_a_hundred_segments(segments: int, orientation: int) -> None:
     data = with_exif(jpeg(), exif_block(6))
