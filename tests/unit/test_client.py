@@ -1,98 +1,191 @@
-"""The client and its command against a server that answers what a test wants."""
+"""The client over REST against a server that answers what a test wants, and against KServe's v1 protocol."""
 
 import base64
-import csv
 import io
-import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 
 from graftflow.errors import InputError
-from graftflow.serving import query
-from graftflow.serving.client import Client, ServerUnreachableError
+from graftflow.serving.client import Client, PictureError, RefusedError, ServerUnreachableError
+from graftflow.serving.rankings import ranking
+from graftflow.serving.rest_client import retry_after
+from tests.unit.certificates import self_signed
+from tests.unit.scripted_server import RANKED, only_jpeg, scripted_server
 from tests.unit.serving_model import ROOT, free_port, picture
 
-RANKED = {"classes": ["cat", "dog"], "scores": [0.75, 0.25]}
-
-
-class Scripted:
-    """A server that gives its answers in turn, the last one again and again."""
-
-    def __init__(self) -> None:
-        self.answers = [(200, {"predictions": [RANKED]}, {})]
-        self.requests = []
-        script = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                script.requests.append((self.path, json.loads(body) if body else None))
-                answers = script.answers
-                status, document, headers = answers.pop(0) if len(answers) > 1 else answers[0]
-                if callable(document):
-                    status, document = document(script.requests[-1][1])
-                text = document if isinstance(document, bytes) else json.dumps(document).encode()
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST  # noqa: N815 (the name is http.server's)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+ANSWER = [("cat", 0.75), ("dog", 0.25)]
+JPEG = b"\xff\xd8\xffx"  # for a client that sends it as it is
 
 
 @pytest.fixture
 def scripted():
-    script = Scripted()
-    thread = threading.Thread(target=script.server.serve_forever, args=(0.02,))
-    thread.start()
-    yield script
-    script.server.shutdown()
-    script.server.server_close()
-    thread.join()
+    with scripted_server() as script:
+        yield script
 
 
-def test_importing_the_client_and_the_command_never_imports_tensorflow():
+@contextmanager
+def silent_server():
+    """The address of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield f"127.0.0.1:{silent.getsockname()[1]}"
+
+
+@contextmanager
+def dribbling_server():
+    """The URL of a server that sends an endless answer, a byte at a time."""
+    stop = threading.Event()
+
+    def dribble(bound):
+        connection, _ = bound.accept()
+        with connection:
+            connection.recv(2**16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while not stop.wait(0.05):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        thread = threading.Thread(target=dribble, args=(bound,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_importing_the_client_and_the_command_is_light_and_quick():
     code = (
-        "import sys, graftflow.serving.client, graftflow.serving.query\n"
-        "heavy = {'tensorflow', 'keras', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported {heavy}' if heavy else 0)"
+        "import sys, time; start = time.perf_counter()\n"
+        "import graftflow.serving.client, graftflow.serving.query\n"
+        "seconds = time.perf_counter() - start\n"
+        "heavy = {'tensorflow', 'keras', 'numpy', 'grpc', 'requests', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy} in {seconds} s' if heavy or seconds > 0.5 else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT / "src")})
 
 
 def test_pictures_are_sent_as_base64_to_the_ranked_signature(scripted):
-    assert Client(scripted.url, "pets").classify_images([b"\xff\xd8\xffx"]) == [
-        [("cat", 0.75), ("dog", 0.25)]
-    ]
+    assert Client(scripted.url, "pets", as_is=True).classify_images([JPEG]) == [ANSWER]
     path, body = scripted.requests[0]
     assert path == "/v1/models/pets:predict"
-    assert body == {
-        "signature_name": "ranked",
-        "instances": [{"b64": base64.b64encode(b"\xff\xd8\xffx").decode()}],
-    }
+    assert body == {"signature_name": "ranked", "instances": [{"b64": base64.b64encode(JPEG).decode()}]}
+
+
+def test_pictures_are_sent_in_the_form_that_is_stored(scripted):
+    red = Image.new("RGB", (6, 4), (200, 30, 30))
+    sent = {}
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF"):
+        buffer = io.BytesIO()
+        red.save(buffer, kind)
+        scripted.requests.clear()
+        Client(scripted.url).classify_images([buffer.getvalue()])
+        sent[kind] = base64.b64decode(scripted.requests[0][1]["instances"][0]["b64"])
+        if kind in ("JPEG", "PNG"):
+            assert sent[kind] == buffer.getvalue()
+        else:
+            assert Image.open(io.BytesIO(sent[kind])).format == "PNG"
 
 
 def test_many_pictures_go_in_several_requests(scripted):
     scripted.answers = [(200, lambda body: (200, {"predictions": [RANKED] * len(body["instances"])}), {})]
     assert len(Client(scripted.url).classify_images([picture()] * 70)) == 70
     assert [len(body["instances"]) for _, body in scripted.requests] == [32, 32, 6]
+    scripted.requests.clear()
+    Client(scripted.url, batch_size=64).classify_images([picture()] * 70)
+    assert [len(body["instances"]) for _, body in scripted.requests] == [64, 6]
 
 
-def test_bytes_anywhere_in_an_instance_are_encoded(scripted):
-    Client(scripted.url).predict([{"image": b"a", "more": [(b"b", 1.5)]}])
+def test_large_pictures_are_sent_in_requests_of_bounded_size(scripted):
+    scripted.answers = [(200, only_jpeg, {})]
+    large = b"\xff\xd8\xff" + bytes(7 * 2**20)
+    assert len(Client(scripted.url, as_is=True).classify_images([large] * 5)) == 5
+    assert [len(body["instances"]) for _, body in scripted.requests] == [2, 2, 1]
+
+
+def test_several_requests_are_under_way_at_a_time_and_the_order_is_kept(scripted):
+    together, most, lock = 0, 0, threading.Lock()
+
+    def answer(body):
+        nonlocal together, most
+        with lock:
+            together += 1
+            most = max(most, together)
+        number = int(base64.b64decode(body["instances"][0]["b64"])[3:])
+        time.sleep(0.05 if number % 3 else 0.15)  # every third one is overtaken
+        with lock:
+            together -= 1
+        return 200, {"predictions": [{"classes": [str(number)], "scores": [1.0]}]}
+
+    scripted.answers = [(200, answer, {})]
+    with Client(scripted.url, as_is=True, batch_size=1, in_flight=4) as client:
+        found = client.classify_images([b"\xff\xd8\xff%d" % i for i in range(20)])
+    assert [row[0][0] for row in found] == [str(i) for i in range(20)]
+    assert 3 <= most <= 4
+
+
+def test_pictures_are_read_no_sooner_than_they_are_sent(scripted):
+    scripted.answers = [(200, only_jpeg, {})]
+    read = []
+
+    def source(index):
+        read.append(index)
+        return JPEG
+
+    with Client(scripted.url, as_is=True, batch_size=2, in_flight=2) as client:
+        answers = client.classify_each((lambda i=i: source(i)) for i in range(1000))
+        for _ in range(10):
+            next(answers)
+        assert len(read) <= 10 + 2 * (2 * 2 + 1)
+        answers.close()
+
+
+def test_what_is_no_picture_is_told_before_anything_is_sent(scripted):
+    with pytest.raises(PictureError, match="picture 0 is not a picture that can be sent: it is no JPEG, PNG"):
+        Client(scripted.url).classify_images([b"text"])
+    whole = picture(kind="PNG")
+    with pytest.raises(
+        PictureError, match="picture 0 is not a picture .*: it (is truncated|cannot be decoded)"
+    ):
+        Client(scripted.url).classify_images([whole[:-30]])
+    assert scripted.requests == []
+
+
+def test_a_refused_picture_does_not_keep_the_others_from_an_answer(scripted):
+    scripted.answers = [(200, only_jpeg, {})]
+
+    def missing():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    sources = [lambda: JPEG, missing, lambda: b"\x89PNG", lambda: JPEG]
+    answers = list(Client(scripted.url, as_is=True).classify_each(sources))
+    assert answers[0] == answers[3] == ANSWER
+    assert (type(answers[1]), str(answers[1])) == (PictureError, "cannot be read: No such file or directory")
+    assert (type(answers[2]), str(answers[2])) == (
+        RefusedError,
+        "The server refuses: Unknown image file format.",
+    )
+    assert [len(body["instances"]) for _, body in scripted.requests] == [3, 1, 1, 1]
+
+
+def test_bytes_anywhere_in_an_instance_are_encoded_and_those_of_an_answer_decoded(scripted):
+    scripted.answers = [(200, {"predictions": [{"crop_bytes": {"b64": "YQ"}, "n": [1, 2]}]}, {})]
+    assert Client(scripted.url).predict([{"image": b"a", "more": [(b"b", 1.5)]}]) == [
+        {"crop_bytes": b"a", "n": [1, 2]}
+    ]
     assert scripted.requests[0][1]["instances"] == [
         {"image": {"b64": "YQ=="}, "more": [[{"b64": "Yg=="}, 1.5]]}
     ]
@@ -111,13 +204,33 @@ def test_a_busy_server_is_asked_again(scripted, status):
     assert len(scripted.requests) == 3
 
 
+def test_a_server_that_says_when_to_come_back_is_not_asked_sooner(scripted):
+    scripted.answers = [(503, {"error": "busy"}, {"Retry-After": "1"}), (200, {"predictions": [1.0]}, {})]
+    start = time.monotonic()
+    assert Client(scripted.url, retry=0.1).predict([1.0]) == [1.0]
+    assert time.monotonic() - start >= 1
+    scripted.answers = [(503, {"error": "busy"}, {"Retry-After": "60"})]
+    scripted.requests.clear()
+    with pytest.raises(ServerUnreachableError, match="is busy"):
+        Client(scripted.url, timeout=2).predict([1.0])
+    assert len(scripted.requests) == 1
+
+
+def test_retry_after_is_read_in_both_forms():
+    assert retry_after("7") == 7
+    assert 50 < retry_after(format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)) <= 60
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after("soon") is None
+
+
 def test_a_server_that_stays_busy_ends_the_patience(scripted):
     scripted.answers = [(503, {"error": "busy"}, {})]
     with pytest.raises(ServerUnreachableError, match="is busy: busy"):
         Client(scripted.url, retry=0.3).predict([1.0])
+    assert 2 <= len(scripted.requests) <= 8
 
 
-@pytest.mark.parametrize("status", [400, 404, 500])
+@pytest.mark.parametrize("status", [400, 404, 413, 500, 504])
 def test_other_errors_are_not_tried_again(scripted, status):
     scripted.answers = [(status, {"error": "it says\nso"}, {})]
     with pytest.raises(InputError, match="it says so"):
@@ -138,6 +251,7 @@ def test_a_server_that_starts_within_the_patience_is_reached(scripted):
     late = ThreadingHTTPServer(
         ("127.0.0.1", port), scripted.server.RequestHandlerClass, bind_and_activate=False
     )
+    late.daemon_threads = True
 
     def start():
         late.server_bind()
@@ -155,29 +269,106 @@ def test_a_server_that_starts_within_the_patience_is_reached(scripted):
 
 
 def test_a_server_that_never_answers_is_given_up():
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(ServerUnreachableError, match=r"did not answer within 0\.2 s"):
-            Client(url, timeout=0.2).status()
+    with (
+        silent_server() as address,
+        pytest.raises(ServerUnreachableError, match=r"did not answer within 0\.2 s"),
+    ):
+        Client(f"http://{address}", timeout=0.2).status()
+
+
+def test_a_server_that_dribbles_does_not_outlast_the_deadline():
+    with dribbling_server() as url:
+        start = time.monotonic()
+        with pytest.raises(ServerUnreachableError, match=r"did not answer within 0\.5 s"):
+            Client(url, timeout=0.5).status()
+        assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("document", [b"<html>hello</html>", {"hello": 1}, [1]])
 def test_a_server_of_another_kind_is_recognised(scripted, document):
     scripted.answers = [(200, document, {})]
-    with pytest.raises(InputError, match="does not answer as a model server does"):
+    for ask in (Client(scripted.url).status, lambda: Client(scripted.url).predict([1.0])):
+        with pytest.raises(ServerUnreachableError, match="does not answer as a model server does"):
+            ask()
+
+
+def test_a_server_that_sends_elsewhere_is_not_followed(scripted):
+    scripted.answers = [(301, b"", {"Location": "https://models.example/"})]
+    with pytest.raises(ServerUnreachableError, match="it sends on to https://models.example/"):
         Client(scripted.url).predict([1.0])
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8501", "ftp://x", "http://", ""])
-def test_an_address_must_be_http(url):
-    with pytest.raises(InputError, match="url must be like"):
+def test_a_port_of_another_protocol_is_no_model_server():
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+
+        def greet():
+            connection, _ = bound.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        try:
+            with pytest.raises(ServerUnreachableError, match="The connection to http://127.* failed"):
+                Client(f"http://127.0.0.1:{bound.getsockname()[1]}").status()
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:8501", "ftp://x", "http://", "", "http://host:port", "grpc://", "http://[::1", "grpc:8500"],
+)
+def test_an_address_must_have_a_scheme_and_a_host(url):
+    with pytest.raises(InputError, match="url must be like http://.* grpc://HOST:8500"):
         Client(url)
 
 
-def test_what_is_no_picture_is_named(scripted):
-    scripted.answers = [(400, {"error": "Unknown image file format."}, {})]
-    with pytest.raises(InputError, match="picture 1 is not a picture: it must be JPEG or PNG"):
-        Client(scripted.url).classify_images([picture(), b"text"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": ""}, "model must be the name"),
+        ({"version": 1, "label": "stable"}, "Only one of version and label"),
+        ({"version": -1}, "version must be a number of 0 or more. Received: -1"),
+        ({"label": ""}, "label must be the label"),
+        ({"timeout": 0}, "timeout must be more than 0"),
+        ({"timeout": float("nan")}, "timeout must be more than 0"),
+        ({"batch_size": 0}, "batch_size must be 1 to 1024. Received: 0"),
+        ({"in_flight": 5000}, "in_flight must be 1 to 1024"),
+        ({"headers": {"a b": "c"}}, "headers must be like"),
+        ({"headers": {"a": "c\r\nd: e"}}, "headers must be like"),
+        ({"url": "https://x", "ca_file": ROOT / "missing.pem"}, "ca_file must be a file of PEM"),
+        ({"url": "grpcs://x", "ca_file": ROOT / "README.md"}, "ca_file must be a file of PEM"),
+        ({"url": "grpc://x/path"}, "url of gRPC must end with the port"),
+        ({"url": "http://x/?a=b"}, "url must end before"),
+    ],
+)
+def test_a_setting_that_breaks_its_rule_is_told(settings, message):
+    with pytest.raises(InputError, match=message):
+        Client(**settings)
+
+
+def test_version_label_prefix_and_headers_are_part_of_the_request(scripted):
+    Client(f"{scripted.url}/pre/fix/", "pets", version=7).predict([1.0])
+    Client(scripted.url, "a/b", label="canary", headers={"Host": "pets.example", "X-Key": "k"}).predict([1.0])
+    assert [path for path, _ in scripted.requests] == [
+        "/pre/fix/v1/models/pets/versions/7:predict",
+        "/v1/models/a%2Fb/labels/canary:predict",
+    ]
+    assert (scripted.headers[1]["Host"], scripted.headers[1]["X-Key"]) == ("pets.example", "k")
+
+
+def test_a_version_or_label_that_is_not_served_is_told_with_what_is(scripted):
+    served = [{"version": v, "state": s} for v, s in (("12", "AVAILABLE"), ("9", "AVAILABLE"), ("3", "END"))]
+    for choice, status, error in (
+        ({"version": 7}, 404, "Servable not found for request: Specific(pets, 7)"),
+        ({"label": "old"}, 400, "Unrecognized servable version label: old"),
+    ):
+        scripted.answers = [(status, {"error": error}, {}), (200, {"model_version_status": served}, {})]
+        with pytest.raises(
+            ServerUnreachableError, match=r"serves no .* of model 'pets': .* It serves 9, 12\."
+        ):
+            Client(scripted.url, "pets", **choice).classify_images([picture()])
 
 
 def test_the_status_lists_versions(scripted):
@@ -186,81 +377,103 @@ def test_the_status_lists_versions(scripted):
     assert Client(scripted.url).status() == versions
 
 
-def run(scripted, capsys, *arguments):
-    code = query.main([*map(str, arguments), "--url", scripted.url])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def test_an_authority_that_is_not_trusted_is_told_and_one_that_is_given_is(tmp_path):
+    key, certificate = self_signed()
+    (tmp_path / "both.pem").write_bytes(key + certificate)
+    (tmp_path / "ca.pem").write_bytes(certificate)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "both.pem")
+    with scripted_server(tls) as safe:
+        with Client(safe.url, ca_file=tmp_path / "ca.pem") as client:
+            assert client.predict([1.0]) == [RANKED]
+        with Client(safe.url, retry=5) as client:
+            start = time.monotonic()
+            with pytest.raises(ServerUnreachableError, match="TLS with https://127.* fails: self.signed"):
+                client.predict([1.0])
+            assert time.monotonic() - start < 3  # it is not tried again
 
 
-def only_pictures(body):
-    if any(not i["b64"].startswith("/9j/") for i in body["instances"]):
-        return 400, {"error": "Unknown image file format."}
-    return 200, {"predictions": [RANKED] * len(body["instances"])}
+class TestKServe:
+    """The v1 protocol, as KServe's own model servers answer it: no versions, no signatures."""
 
-
-@pytest.fixture
-def pictures(tmp_path, scripted):
-    scripted.answers = [(200, only_pictures, {})]
-    folder = tmp_path / "pictures"
-    (folder / "deep").mkdir(parents=True)
-    for name in ("a.jpg", "b [1].JPG", "deep/c.jpeg"):
-        (folder / name).write_bytes(picture())
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-def test_the_command_answers_for_folders_patterns_and_files(scripted, capsys, pictures):
-    code, out, err = run(scripted, capsys, pictures, "--format", "json")
-    assert (code, err) == (0, "")
-    document = json.loads(out)
-    assert [d["picture"].removeprefix(str(pictures)) for d in document] == [
-        "/a.jpg",
-        "/b [1].JPG",
-        "/deep/c.jpeg",
-    ]
-    assert document[0]["predictions"][0] == {"class": "cat", "probability": 0.75}
-    code, out, _ = run(
-        scripted, capsys, f"{pictures}/*.jpg", pictures / "b [1].JPG", "--format=csv", "--top=1"
+    @pytest.mark.parametrize(
+        ("ready", "state"), [(True, "AVAILABLE"), ("True", "AVAILABLE"), (False, "LOADING")]
     )
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0
-    assert len(rows) == 2
-    assert (rows[1]["rank"], rows[1]["class"], rows[1]["probability"]) == ("1", "cat", "0.75")
+    def test_readiness_is_told_as_a_version_without_a_number(self, scripted, ready, state):
+        scripted.answers = [(200, {"name": "pets", "ready": ready}, {})]
+        (status,) = Client(scripted.url, "pets").status()
+        assert (status["version"], status["state"]) == ("", state)
+
+    @pytest.mark.parametrize(
+        ("row", "expected"),
+        [
+            (RANKED, ANSWER),
+            ({"probabilities": [0.25, 0.75], "label": "cat", "class_index": 1},
+             [("cat", 0.75), ("class 0", 0.25)]),
+            ({"probabilities": [0.25, 0.75], "label": "cat"}, [("cat", 0.75), ("class 0", 0.25)]),
+            ({"dense_1": [0.25, 0.75]}, [("class 1", 0.75), ("class 0", 0.25)]),
+            ([-1.5, 2], [("class 1", 2.0), ("class 0", -1.5)]),
+            ([["dog", 0.25], ["cat", 0.75]], ANSWER),
+        ],
+    )  # fmt: skip
+    def test_a_server_that_ignores_the_signature_is_understood(self, scripted, row, expected):
+        scripted.answers = [(200, {"predictions": [row]}, {})]
+        assert Client(scripted.url, "pets").classify_images([picture()]) == [expected]
+
+    def test_a_model_that_does_not_exist_is_told(self, scripted):
+        scripted.answers = [(404, {"error": "Model with name pets does not exist."}, {})]
+        with pytest.raises(ServerUnreachableError, match="serves no model 'pets': Model with name pets"):
+            Client(scripted.url, "pets").classify_images([picture()])
+
+    def test_a_gateways_errors_are_told(self, scripted):
+        scripted.answers = [(401, {"detail": "no token"}, {})]
+        with pytest.raises(ServerUnreachableError, match="lets nobody in like this: no token"):
+            Client(scripted.url, "pets").classify_images([picture()])
+        scripted.answers = [(502, b"<html>Bad gateway</html>", {})]
+        with pytest.raises(ServerUnreachableError, match="does not answer as a model server does: HTTP 502"):
+            Client(scripted.url, "pets").classify_images([picture()])
 
 
-def test_the_command_draws_a_table(scripted, capsys, pictures):
-    code, out, _ = run(scripted, capsys, pictures / "a.jpg")
-    assert code == 0
-    assert "cat" in out
-    assert "0.7500" in out
-    assert "dog" in out
-    assert "█" * 18 in out or "#" * 18 in out
+def test_the_default_signature_serves_where_the_model_ranks_nothing(scripted):
+    def answer(body):
+        if body["signature_name"] == "ranked":
+            return 400, {"error": 'Serving signature name: "ranked" not found in signature def'}
+        return 200, {"predictions": [{"probabilities": [0.75, 0.25], "label": "cat", "class_index": 0}]}
+
+    scripted.answers = [(200, answer, {})]
+    client = Client(scripted.url)
+    for _ in range(2):
+        assert client.classify_images([picture()]) == [[("cat", 0.75), ("class 1", 0.25)]]
+    assert [b["signature_name"] for _, b in scripted.requests] == ["ranked"] + ["serving_default"] * 2
+    with pytest.raises(
+        ServerUnreachableError, match="model 'graftflow' must have a signature ranked. .* not found"
+    ):
+        Client(scripted.url, signature="ranked").classify_images([picture()])
 
 
-def test_one_bad_picture_does_not_keep_the_others_from_an_answer(scripted, capsys, pictures):
-    code, out, err = run(
-        scripted, capsys, pictures / "notes.txt", "missing.jpg", pictures / "a.jpg", "--format=csv"
-    )
-    assert code == 1
-    assert len(out.splitlines()) == 3
-    assert "a.jpg,1,cat" in out
-    lines = err.splitlines()
-    assert len(lines) == 2
-    assert "notes.txt: is not a picture: it must be JPEG or PNG. Received: 10 bytes" in lines[0]
-    assert lines[1] == "error: missing.jpg: no such file or folder"
+@pytest.mark.parametrize(
+    "row", [{"classes": ["a"]}, {"a": [1.0], "b": [2.0]}, "cat", 1.5, [], [["a", "b"]], {}]
+)
+def test_an_answer_without_classes_is_told(scripted, row):
+    with pytest.raises(InputError, match="must answer with classes and scores, probabilities, or a list"):
+        ranking(row)
+    scripted.answers = [(200, {"predictions": [row]}, {})]
+    with pytest.raises(ServerUnreachableError, match="signature 'ranked' of 'graftflow' cannot be read"):
+        Client(scripted.url).classify_images([picture()])
 
 
-def test_the_command_reads_standard_input(scripted, capsys, pictures, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(picture())))
-    code, out, _ = run(scripted, capsys, "-", "--format=csv", "--top=1")
-    assert code == 0
-    assert out.splitlines()[1].startswith("-,1,cat,")
+def test_a_probability_that_is_no_number_comes_last():
+    ranked = ranking([0.1, float("nan"), 0.7])
+    assert [name for name, _ in ranked] == ["class 2", "class 0", "class 1"]
 
 
-def test_the_command_stops_at_once_where_no_model_answers(scripted, capsys, pictures):
-    scripted.answers = [(404, {"error": "Servable not found for request: Latest(graftflow)"}, {})]
-    code, out, err = run(scripted, capsys, pictures)
-    assert (code, out) == (1, "")
-    assert len(err.splitlines()) == 1
-    assert "serves no model 'graftflow'" in err
-    assert len(scripted.requests) == 1
+def test_an_answer_with_too_few_rows_is_not_taken_for_whole(scripted):
+    scripted.answers = [(200, {"predictions": [RANKED]}, {})]
+    with pytest.raises(InputError, match="a row for each instance. Received: 1 for 2"):
+        Client(scripted.url).predict([1.0, 2.0])
+
+
+def test_json_that_is_too_deep_is_no_model_servers(scripted):
+    scripted.answers = [(200, b'{"predictions": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", {})]
+    with pytest.raises(ServerUnreachableError, match="does not answer as a model server does"):
+        Client(scripted.url).predict([1.0])

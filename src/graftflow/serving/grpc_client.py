@@ -207,7 +207,6 @@ def _open(target: Target, authority: str) -> Any:
         # Trying again is ours (graftflow.serving.retries).
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
         # A proxy that the environment names cannot reach this machine's own loopback.
         ("grpc.enable_http_proxy", 0 if target.is_local else 1),

@@ -16,6 +16,7 @@ from graftflow.errors import InputError
 from graftflow.serving.messages import TensorProto
 
 STRING, BOOL, INT64, FLOAT = 7, 10, 9, 1
+LARGEST = 2**24  # values of a tensor: a few bytes can claim any shape
 # DataType of types.proto → its name, the field of TensorProto, and the struct code of one value of tensor_content.
 _DTYPES: dict[int, tuple[str, str, str]] = {
     FLOAT: ("float32", "float_val", "f"),
@@ -28,6 +29,7 @@ _DTYPES: dict[int, tuple[str, str, str]] = {
     INT64: ("int64", "int64_val", "q"),
     BOOL: ("bool", "bool_val", "?"),
     17: ("uint16", "int_val", "H"),
+    14: ("bfloat16", "half_val", "H"),
     19: ("float16", "half_val", "e"),
     22: ("uint32", "uint32_val", "I"),
     23: ("uint64", "uint64_val", "Q"),
@@ -81,6 +83,8 @@ def read(proto: Any, *, as_bytes: bool = False) -> Any:
     shape = [dim.size for dim in proto.tensor_shape.dim]
     if any(size < 0 for size in shape):
         raise InputError(f"an output's shape must be known. Received: {shape}")
+    if math.prod(size for size in shape if size) > LARGEST:
+        raise InputError(f"an output must have at most {LARGEST} values. Received: shape {shape}")
     total = math.prod(shape)
     if proto.tensor_content and code:
         if len(proto.tensor_content) != total * struct.calcsize(f"<{code}"):
@@ -94,15 +98,18 @@ def read(proto: Any, *, as_bytes: bool = False) -> Any:
         if len(values) > total or (total and not values and name == "string"):
             raise InputError(f"an output of shape {shape} must have {total} values. Received: {len(values)}")
         if name == "float16":
-            values = list(struct.unpack(f"<{len(values)}e", struct.pack(f"<{len(values)}H", *values)))
+            bits = struct.pack(f"<{len(values)}H", *(value & 0xFFFF for value in values))
+            values = list(struct.unpack(f"<{len(values)}e", bits))
         values += (values[-1:] or [_zero(name)]) * (total - len(values))
         if name == "string" and not as_bytes:
             values = [_text(value) for value in values]
+    if name == "bfloat16":  # the upper half of a float32
+        values = [struct.unpack("<f", struct.pack("<I", value << 16 & 0xFFFFFFFF))[0] for value in values]
     return _nested(values, shape)
 
 
 def _zero(name: str) -> Any:
-    return False if name == "bool" else 0.0 if name.startswith("float") else 0
+    return False if name == "bool" else 0.0 if name in ("float32", "float64", "float16") else 0
 
 
 def _names() -> str:
@@ -172,7 +179,7 @@ def _fit(types: set[type], name: str) -> bool:
         return types <= {str, bytes}
     if name == "bool":
         return types <= {bool}
-    return types <= ({int, float} if name.startswith("float") else {int})
+    return types <= ({int, float} if "float" in name else {int})
 
 
 def _converted(flat: list[Any], name: str, code: str) -> Sequence[Any]:
@@ -183,6 +190,8 @@ def _converted(flat: list[Any], name: str, code: str) -> Sequence[Any]:
         return [value.encode() if isinstance(value, str) else value for value in flat]
     if name == "float16":
         return struct.unpack(f"<{len(flat)}H", struct.pack(f"<{len(flat)}e", *flat))
+    if name == "bfloat16":
+        return [int.from_bytes(struct.pack(">f", value)[:2], "big") for value in flat]
     if name == "bool" or sys.byteorder == "big":
         return flat
     return array.array(code, flat)  # checks the range, and is copied at once

@@ -1,0 +1,408 @@
+"""The client over gRPC against TensorFlow Serving's own stubs, and its messages against the originals."""
+
+import http.server
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
+
+from graftflow.errors import InputError
+from graftflow.serving import messages, tensor_values
+from graftflow.serving.client import Client, RefusedError, ServerUnreachableError
+from graftflow.serving.tensor_protos import write as typed
+from tests.unit.certificates import self_signed
+from tests.unit.grpc_double import grpc_double
+from tests.unit.serving_model import ROOT, free_port, picture
+from tests.unit.test_client import silent_server
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+ANSWER = [("cat", 0.75), ("dog", 0.25)]
+VALUES = {
+    "float32": [[1.5, -2.25], [float("inf"), 0.1]],
+    "float64": [[1.5, -2.25], [1e300, 0.1]],
+    "float16": [[1.5, -2.25], [float("-inf"), 0.5]],
+    "bfloat16": [[1.5, -2.0], [0.5, 3.0]],
+    "int32": [[1, -2], [2**31 - 1, 0]],
+    "int64": [[1, -2], [2**63 - 1, 0]],
+    "uint8": [[1, 255], [3, 0]],
+    "int8": [[1, -128], [3, 0]],
+    "int16": [[1, -(2**15)], [3, 0]],
+    "uint16": [[1, 2**16 - 1], [3, 0]],
+    "uint32": [[1, 2**32 - 1], [3, 0]],
+    "uint64": [[1, 2**64 - 1], [3, 0]],
+    "bool": [[True, False], [False, False]],
+    "string": [["a", "é"], ["", "bc"]],
+}
+
+
+@pytest.fixture
+def double():
+    with grpc_double() as served:
+        yield served
+
+
+@pytest.fixture
+def client(double):
+    with Client(double.url, "pets") as asking:
+        yield asking
+
+
+def bytes_of(message):
+    return message.SerializeToString(deterministic=True)
+
+
+def tensor(dtype, *, in_content):
+    kind = tf.dtypes.as_dtype(dtype)
+    values = VALUES[dtype]
+    if dtype == "string":
+        values = [[text.encode() for text in row] for row in values]
+    array = np.array(values, object if dtype == "string" else kind.as_numpy_dtype)
+    return tf.make_tensor_proto(array, kind) if in_content else typed(array)
+
+
+class TestMessages:
+    def test_a_predict_request_has_the_originals_bytes(self):
+        for set_choice in (
+            lambda spec: setattr(spec.version, "value", 7),
+            lambda spec: setattr(spec.version, "value", 0) or spec.version.SetInParent(),
+            lambda spec: setattr(spec, "version_label", "stable"),
+            lambda spec: None,
+        ):
+            pair = messages.PredictRequest(), predict_pb2.PredictRequest()
+            for request in pair:
+                request.model_spec.name, request.model_spec.signature_name = "pets", "ranked"
+                set_choice(request.model_spec)
+                request.output_filter.append("scores")
+                for dtype in VALUES:
+                    proto = tensor_values.write(VALUES[dtype], tf.dtypes.as_dtype(dtype).as_datatype_enum)
+                    request.inputs[dtype].MergeFromString(proto.SerializeToString())
+            ours, theirs = map(bytes_of, pair)
+            assert ours == theirs
+            assert messages.PredictRequest.FromString(theirs) == pair[0]
+
+    def test_answers_are_read_as_the_originals_write_them(self):
+        theirs = predict_pb2.PredictResponse()
+        theirs.model_spec.name, theirs.model_spec.version.value = "pets", 3
+        theirs.outputs["scores"].CopyFrom(tf.make_tensor_proto([[0.5, 0.5]]))
+        ours = messages.PredictResponse.FromString(theirs.SerializeToString())
+        assert bytes_of(ours) == bytes_of(theirs)
+        assert (ours.model_spec.version.value, list(ours.outputs)) == (3, ["scores"])
+
+        status = get_model_status_pb2.GetModelStatusResponse()
+        added = status.model_version_status.add(version=3, state="AVAILABLE")
+        added.status.error_code, added.status.error_message = 5, "gone"
+        read = messages.GetModelStatusResponse.FromString(status.SerializeToString())
+        assert bytes_of(read) == bytes_of(status)
+        assert messages.STATES[read.model_version_status[0].state] == "AVAILABLE"
+        named = {value: key for key, value in get_model_status_pb2.ModelVersionStatus.State.items()}
+        assert named == messages.STATES
+
+        request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = "pets"
+        original = get_model_metadata_pb2.GetModelMetadataRequest.FromString(request.SerializeToString())
+        assert (original.model_spec.name, original.metadata_field) == ("pets", ["signature_def"])
+
+    @pytest.mark.parametrize("in_content", [False, True])
+    @pytest.mark.parametrize("dtype", VALUES)
+    def test_tensors_are_read_in_either_form(self, dtype, in_content):
+        theirs = tensor(dtype, in_content=in_content)
+        read = tensor_values.read(messages.TensorProto.FromString(theirs.SerializeToString()))
+        expected = VALUES[dtype]
+        if dtype == "float32":
+            expected = np.array(expected, np.float32).tolist()
+        assert read == expected
+        assert [type(v) for v in read[0]] == [type(v) for v in expected[0]]
+
+    @pytest.mark.parametrize("dtype", VALUES)
+    def test_what_is_written_tensorflow_reads(self, dtype):
+        kind = tf.dtypes.as_dtype(dtype)
+        proto = tensor_values.write(VALUES[dtype], kind.as_datatype_enum)
+        array = tf.make_ndarray(_original(proto))
+        assert array.shape == (2, 2)
+        expected = tf.make_ndarray(tensor(dtype, in_content=False))
+        np.testing.assert_array_equal(array, expected)
+
+    def test_a_short_typed_field_repeats_its_last_value(self):
+        proto = _mine(tf.make_tensor_proto(7.5, shape=(2, 2)))
+        assert tensor_values.read(proto) == [[7.5, 7.5], [7.5, 7.5]]
+        empty = messages.TensorProto(dtype=3)
+        empty.tensor_shape.dim.add(size=3)
+        assert tensor_values.read(empty) == [0, 0, 0]
+
+    @pytest.mark.parametrize("shape", [(0,), (2, 0), (2, 0, 3), (2, 3, 0)])
+    def test_empty_tensors_keep_their_shape(self, shape):
+        proto = _mine(tf.make_tensor_proto(np.zeros(shape, np.float32)))
+        assert tensor_values.read(proto) == np.zeros(shape).tolist()
+
+    @pytest.mark.parametrize(
+        ("shape", "content", "message"),
+        [
+            ((2, 3), b"1234", "must have 6 values of dtype float32. Received: 4 bytes"),
+            ((2**40,), b"", "must have at most 16777216 values"),
+            ((2**40, 0), b"", "must have at most 16777216 values"),
+            ((-1,), b"", "shape must be known"),
+        ],
+    )
+    def test_a_tensor_that_lies_about_its_size_is_refused(self, shape, content, message):
+        proto = messages.TensorProto(dtype=1, tensor_content=content)
+        for size in shape:
+            proto.tensor_shape.dim.add(size=size)
+        with pytest.raises(InputError, match=message):
+            tensor_values.read(proto)
+
+    @pytest.mark.parametrize(
+        ("values", "dtype", "message"),
+        [
+            ([[1.0], [1.0, 2.0]], 1, "must have one shape. Received: 2 values beside 1"),
+            ([1.0, [1.0]], 1, "must have one shape. Received: lists of unequal depth"),
+            ([[1.0], 1.0], 1, "must have one shape. Received: a single value beside 1"),
+            ([1.5], 3, "dtype int32 must hold such values. Received: 1.5"),
+            ([True], 1, "dtype float32 must hold such values. Received: True"),
+            ([1], 7, "dtype string must hold such values. Received: 1"),
+            ([300], 4, "dtype uint8 must hold such values. Received: .*(less|greater)"),
+            ([1], 21, "dtype must be one of float32.* Received: number 21"),
+        ],
+    )
+    def test_values_that_do_not_fit_are_refused_in_one_line(self, values, dtype, message):
+        with pytest.raises(InputError, match=message) as caught:
+            tensor_values.write(values, dtype)
+        assert "\n" not in str(caught.value)
+
+    def test_without_a_dtype_the_values_choose_one(self):
+        kinds = {1: [1, 2.5], 9: [1, 2], 10: [True], 7: ["a", b"b"]}
+        assert [tensor_values.write(values).dtype for values in kinds.values()] == list(kinds)
+
+
+def _original(proto):
+    from tensorflow.core.framework import tensor_pb2
+
+    return tensor_pb2.TensorProto.FromString(proto.SerializeToString())
+
+
+def _mine(proto):
+    return messages.TensorProto.FromString(proto.SerializeToString())
+
+
+def test_a_request_never_imports_tensorflow(double):
+    code = (
+        "import sys; from graftflow.serving.client import Client\n"
+        f"client = Client({double.url!r}, 'pets', as_is=True)\n"
+        "assert client.classify_images([b'\\xff\\xd8\\xffx']) == [[('cat', 0.75), ('dog', 0.25)]]\n"
+        "heavy = {'tensorflow', 'tensorflow_serving', 'keras', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=30, env={"PYTHONPATH": str(ROOT / "src")}
+    )
+
+
+@pytest.mark.parametrize("in_content", [False, True])
+def test_pictures_are_classified(double, client, in_content):
+    double.in_content = in_content
+    assert client.classify_images([picture(), picture()]) == [ANSWER, ANSWER]
+    (request,) = double.requests
+    assert request.model_spec.signature_name == "ranked"
+    assert list(request.inputs["image_bytes"].string_val) == [picture(), picture()]
+
+
+def test_the_default_signature_serves_where_the_model_ranks_nothing(double, client):
+    double.signatures = ["serving_default"]
+    assert client.classify_images([picture()]) == [[("cat", 0.75), ("class 1", 0.25)]]
+    client.classify_images([picture()])
+    assert [r.model_spec.signature_name for r in double.requests] == ["serving_default"] * 2
+
+
+def test_a_server_that_describes_nothing_is_asked_all_the_same(double, client):
+    double.signatures = []
+    assert client.classify_images([picture()]) == [ANSWER]
+
+
+def test_values_go_there_and_back_with_the_models_dtypes(client):
+    rows = [
+        {"numbers": [1, 2.5], "counts": 3, "texts": "é"},
+        {"numbers": [float("-inf"), 0.0], "counts": -4, "texts": b"b"},
+    ]
+    answers = client.predict(rows, "echo")
+    assert answers == [rows[0], {**rows[1], "texts": "b"}]
+    assert [type(v) for v in answers[0]["numbers"]] == [float, float]
+
+
+def test_inputs_that_have_no_name_are_refused_where_there_are_several(double, client):
+    with pytest.raises(InputError, match="instances must name the inputs counts, numbers, texts"):
+        client.predict([1.0], "echo")
+    with pytest.raises(InputError, match="must all have the same inputs"):
+        client.predict([{"counts": 1}, {"numbers": 1}], "echo")
+    assert double.requests == []
+
+
+def test_version_and_label_choose(double):
+    for choice in ({"version": 3}, {"label": "stable"}):
+        with Client(double.url, "pets", **choice) as client:
+            assert client.classify_images([picture()]) == [ANSWER]
+            assert [v["version"] for v in client.status()] == ["3", "2"]
+    assert [r.model_spec.WhichOneof("version_choice") for r in double.requests] == [
+        "version",
+        "version_label",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "choice", "message"),
+    [
+        ("pet", {}, "serves no model 'pet': Servable not found.* Check the name"),
+        ("pets", {"version": 9}, "serves no version 9 of model 'pets': .* It serves 3\\."),
+        (
+            "pets",
+            {"label": "canary"},
+            "serves no label 'canary' of model 'pets': Unrecognized .* It serves 3\\.",
+        ),
+    ],
+)
+def test_what_is_not_served_is_told_with_what_is(double, model, choice, message):
+    with Client(double.url, model, **choice) as client:
+        for ask in (client.status, lambda: client.classify_images([picture()])):
+            with pytest.raises(ServerUnreachableError, match=message):
+                ask()
+    assert double.requests == []
+
+
+def test_the_status_has_the_rest_apis_form(client):
+    assert client.status()[0] == {
+        "version": "3",
+        "state": "AVAILABLE",
+        "status": {"error_code": "OK", "error_message": ""},
+    }
+
+
+def test_unavailable_is_tried_again_and_nothing_else(double, client):
+    double.faults = [(UNAVAILABLE, "starting", ()), (UNAVAILABLE, "starting", ())]
+    assert client.classify_images([picture()]) == [ANSWER]
+    assert len(double.requests) == 3
+    for code in ("INVALID_ARGUMENT", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED", "UNKNOWN"):
+        double.requests.clear()
+        double.faults = [(grpc.StatusCode[code], "it says\nso", ())] * 2
+        with pytest.raises(RefusedError, match="The server refuses: it says so") as caught:
+            client.predict([picture()])
+        assert (caught.value.code, len(double.requests)) == (code, 1)
+
+
+def test_a_server_that_stays_unavailable_ends_the_patience(double):
+    double.faults = [(UNAVAILABLE, "too many requests", ())] * 100
+    with Client(double.url, "pets", retry=0.5) as client:
+        start = time.monotonic()
+        with pytest.raises(ServerUnreachableError, match="is busy: too many requests"):
+            client.classify_images([picture()])
+    assert time.monotonic() - start < 3
+    assert 2 <= len(double.requests) <= 10
+
+
+def test_a_pause_that_the_server_asks_for_is_kept(double):
+    double.faults = [(UNAVAILABLE, "later", (("grpc-retry-pushback-ms", "700"),))]
+    with Client(double.url, "pets", retry=0.1) as client:
+        client.status()
+        start = time.monotonic()
+        assert client.classify_images([picture()]) == [ANSWER]
+        assert time.monotonic() - start > 0.7
+        double.faults = [(UNAVAILABLE, "never", (("grpc-retry-pushback-ms", "-1"),))]
+        double.requests.clear()
+        with pytest.raises(ServerUnreachableError, match="never"):
+            client.classify_images([picture()])
+    assert len(double.requests) == 1
+
+
+def test_a_bad_picture_fails_alone(double):
+    pictures = [picture(), b"\x89PNG text", picture(), b"GIF8", picture()]
+    with Client(double.url, "pets", as_is=True) as client:
+        answers = list(client.classify_each([lambda p=p: p for p in pictures]))
+    assert [answer for answer in answers if isinstance(answer, list)] == [ANSWER] * 3
+    assert [i for i, answer in enumerate(answers) if isinstance(answer, RefusedError)] == [1, 3]
+    assert str(answers[1]) == "The server refuses: Unknown image file format."
+    assert len(double.requests) == 1 + len(pictures)
+
+
+def test_one_deadline_covers_all_tries(double):
+    double.faults = [(UNAVAILABLE, "starting", ())] * 1000
+    with Client(double.url, "pets", timeout=0.6, retry=60) as client:
+        start = time.monotonic()
+        with pytest.raises(ServerUnreachableError):
+            client.classify_images([picture()])
+    assert time.monotonic() - start < 2
+
+
+def test_a_server_that_never_answers_is_given_up():
+    with silent_server() as address, Client(f"grpc://{address}", timeout=0.5) as client:
+        start = time.monotonic()
+        with pytest.raises(ServerUnreachableError, match="did not answer within 0.5 s"):
+            client.status()
+        assert time.monotonic() - start < 3
+
+
+def test_an_unreachable_server_is_named_with_the_way_to_start_one():
+    url = f"grpc://127.0.0.1:{free_port()}"
+    with Client(url, retry=0.3) as client, pytest.raises(ServerUnreachableError) as caught:
+        client.status()
+    assert str(caught.value).startswith(f"No model server answers at {url}. Start one with `make serve`")
+
+
+def test_a_web_server_is_no_model_server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            with (
+                Client(f"grpc://127.0.0.1:{web.server_port}", timeout=5, retry=0.3) as client,
+                pytest.raises(ServerUnreachableError, match="does not answer as a model server does"),
+            ):
+                client.status()
+        finally:
+            web.shutdown()
+            thread.join()
+
+
+def test_tls_with_a_known_authority_and_without(double, tmp_path):
+    key, certificate = self_signed()
+    (tmp_path / "ca.pem").write_bytes(certificate)
+    with grpc_double(grpc.ssl_server_credentials([(key, certificate)])) as safe:
+        with Client(safe.url, "pets", ca_file=tmp_path / "ca.pem") as client:
+            assert client.classify_images([picture()]) == [ANSWER]
+        with Client(safe.url, "pets", retry=5) as client:
+            start = time.monotonic()
+            with pytest.raises(ServerUnreachableError, match=r"TLS with grpcs://127.* fails: .*--ca-file"):
+                client.status()
+            assert time.monotonic() - start < 4  # it is not tried again
+    with (
+        Client(double.url.replace("grpc:", "grpcs:"), "pets", retry=0.3) as plain,
+        pytest.raises(ServerUnreachableError, match="TLS with grpcs://127.* fails"),
+    ):
+        plain.status()
+
+
+def test_headers_come_along_as_metadata(double):
+    with Client(double.url, "pets", headers={"Authorization": "Bearer x", "Host": "pets.example"}) as client:
+        client.classify_images([picture()])
+    assert double.metadata[0]["authorization"] == "Bearer x"
+    assert "host" not in double.metadata[0]
+
+
+def test_requests_of_thirty_megabytes_pass_and_larger_ones_are_refused_here(double):
+    with Client(double.url, "pets", as_is=True) as client:
+        assert client.classify_images([b"\xff\xd8\xff" + bytes(30 * 2**20)]) == [ANSWER]
+        with pytest.raises(InputError, match="a request must have at most 67108864 bytes"):
+            client.predict([b"\xff\xd8\xff" + bytes(65 * 2**20)], "ranked")
+    assert len(double.requests) == 1
+
+
+def test_many_requests_at_a_time_keep_the_order(double):
+    colours = [(i, 0, 255 - i) for i in range(60)]
+    with Client(double.url, "pets", batch_size=4, in_flight=6) as client:
+        answers = list(client.classify_each([lambda c=c: picture(c) for c in colours]))
+    assert answers == [ANSWER] * 60
+    sent = {image for request in double.requests for image in request.inputs["image_bytes"].string_val}
+    assert sent == {picture(colour) for colour in colours}
+    assert len(double.requests) == 15
