@@ -1,5 +1,6 @@
 """TensorProto ↔ numpy, in TensorFlow Serving's form: outputs in the typed fields, inputs in either."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ def read(alias: str, proto: Any, dtype: str, position: int = 0) -> Tensor:
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or not _plausible(proto, shape):
         raise invalid(f"tensor parsing error: {alias}")
     try:
+        if proto.tensor_content and dtype == "string":
+            return _texts(proto.tensor_content, math.prod(shape)).reshape(shape)
         if proto.tensor_content and dtype in _IN_PLACE:
             return np.frombuffer(proto.tensor_content, _IN_PLACE[dtype]).reshape(shape)
         return np.asarray(tf.make_ndarray(proto))
@@ -65,6 +68,8 @@ def _plausible(proto: Any, shape: list[int]) -> bool:
     count = 1
     for size in shape:
         count *= size
+    if proto.tensor_content and proto.dtype == types_pb2.DT_STRING:
+        return count <= len(proto.tensor_content)  # a length of each at least
     if proto.tensor_content:
         return bool(count * tf.dtypes.as_dtype(proto.dtype).size == len(proto.tensor_content))
     given = max(
@@ -81,6 +86,28 @@ def _plausible(proto: Any, shape: list[int]) -> bool:
         len(proto.uint64_val),
     )
     return given == count or (0 < given < count <= 2**22) or (given == 0 and count <= 2**22)
+
+
+def _texts(content: bytes, count: int) -> Tensor:
+    """Read strings as TensorFlow packs them into bytes: the length of each as a varint, then all of them."""
+    lengths: list[int] = []
+    place = 0
+    while len(lengths) < count:
+        length = shift = 0
+        while content[place] > 127:
+            length |= (content[place] & 127) << shift
+            place, shift = place + 1, shift + 7
+            if shift > 28:  # of 32 bits
+                raise ValueError("a length is too large")
+        lengths.append(length | content[place] << shift)
+        place += 1
+    if place + sum(lengths) != len(content):
+        raise ValueError("the lengths do not fill the bytes")
+    texts = np.empty(count, np.object_)
+    for index, length in enumerate(lengths):
+        texts[index] = content[place : place + length]
+        place += length
+    return texts
 
 
 def write(tensor: Tensor) -> Any:
