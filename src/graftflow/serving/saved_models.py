@@ -30,7 +30,7 @@ _PREAMBLE = re.compile(
     r"^Graph execution error:\s*(Detected at node.*?(?=Node: |\Z))?(Node: '[^']*'\n)?", re.DOTALL
 )
 _POSTSCRIPT = re.compile(
-    r"\s*(\[\[\{\{node .*|\[Op:[^\]]*\]\s*|Original stack trace for .*|Errors may have originated .*)$",
+    r"\s*(\[\[\{\{(?:function_)?node .*|\[Op:[^\]]*\]\s*|Original stack trace for .*|Errors may have originated .*)$",
     re.DOTALL,
 )
 _FUNCTION = re.compile(r"^\{\{function_node [^}]*\}\}\s*")
@@ -59,14 +59,24 @@ class LoadedVersion:
     def __init__(self, number: int, path: Path) -> None:
         self.number, self.path = number, path
         started = time.perf_counter()
-        self.signature_defs = _signature_defs(path)
+        try:
+            self._load()
+        except BaseException:
+            monitoring.LOADS.labels(str(path.parent), "fail").inc()
+            raise
+        self._warm_up()
+        monitoring.LOADS.labels(str(path.parent), "success").inc()
+        monitoring.LOAD_LATENCY.labels(str(path.parent)).inc((time.perf_counter() - started) * 1e6)
+
+    def _load(self) -> None:
+        self.signature_defs = _signature_defs(self.path)
         graph = tf.Graph()
         options = tf.compat.v1.ConfigProto(allow_soft_placement=True)
         options.gpu_options.allow_growth = True
         self._session: Any = tf.compat.v1.Session(graph=graph, config=options)
         try:
             with graph.as_default():
-                tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
+                tf.compat.v1.saved_model.load(self._session, ["serve"], str(self.path))
             graph.finalize()
         except Exception as error:  # whatever a broken SavedModel makes TensorFlow raise
             self._session.close()
@@ -75,9 +85,6 @@ class LoadedVersion:
             name: Signature(_dtypes(definition.inputs), _dtypes(definition.outputs))
             for name, definition in self.signature_defs.items()
         }
-        self._warm_up()
-        monitoring.LOADS.labels(str(path.parent), "success").inc()
-        monitoring.LOAD_LATENCY.labels(str(path.parent)).inc((time.perf_counter() - started) * 1e6)
 
     def signature(self, name: str) -> Signature:
         """Return a signature's inputs and outputs.
@@ -182,15 +189,21 @@ def as_serving_error(error: Exception) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, tf.errors.OpError):
-        message = _POSTSCRIPT.sub("", _PREAMBLE.sub("", error.message))
-        message = _FUNCTION.sub("", message.strip())
         name = next((k for k, v in _CODES.items() if v == error.error_code), "INVALID_ARGUMENT")
         code = Code[name] if name != "UNKNOWN" else Code.INVALID_ARGUMENT
-        return ServingError(code, message)
+        return ServingError(code, _readable(error.message))
+    if isinstance(error, UnicodeDecodeError):
+        # The graph's message quotes bytes of the request, and fails to become an OpError.
+        return invalid(_readable(bytes(error.object).decode("utf-8", "replace")))
     if isinstance(error, MemoryError):
         return ServingError(Code.RESOURCE_EXHAUSTED, "Out of memory")
     # Shapes and dtypes that do not fit a placeholder surface as these.
     return invalid(str(error) or type(error).__name__)
+
+
+def _readable(message: str) -> str:
+    """Return the kernel's own words of a session's message."""
+    return _FUNCTION.sub("", _POSTSCRIPT.sub("", _PREAMBLE.sub("", message)).strip())
 
 
 _CODES: dict[str, int] = {
