@@ -6,6 +6,7 @@ graph runs on others.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from graftflow.serving.status import Code, ServingError, invalid
 
 if TYPE_CHECKING:
     from graftflow.serving.saved_models import LoadedVersion
+
+_PADDED_VALUES = 2**24  # of a tensor filled up to the largest shape; beyond, requests run apart
 
 Tensors = Mapping[str, Tensor]
 # Requests of one key can be joined: the same version, signature, outputs, dtypes and shapes of one example.
@@ -109,6 +112,13 @@ class Batcher:
         except TimeoutError:
             raise ServingError(Code.DEADLINE_EXCEEDED, "Run timed out in the batch's queue") from None
 
+    def _drop(self, key: _Key, queue: _Queue, task: _Task) -> None:
+        """Take a request that was given up out of its queue: it must not keep others out."""
+        if task in queue.tasks:
+            queue.tasks.remove(task)
+            if not queue.tasks and self._queues.get(key) is queue:
+                del self._queues[key]
+
     def close(self) -> None:
         """Wait for the batches that run."""
         if self._waking is not None:
@@ -171,7 +181,7 @@ class Batcher:
         size = 0
         while queue.tasks and size + queue.tasks[0].size <= self._parameters.max_batch_size:
             task = queue.tasks.popleft()
-            if task.done.done():  # given up
+            if task.done.done():  # given up in this very moment
                 continue
             batch.append(task)
             size += task.size
@@ -205,19 +215,21 @@ class Batcher:
             self._dispatch()
 
     def _work(self, queue: _Queue, batch: list[_Task], now: float) -> list[dict[str, Tensor] | ServingError]:
-        """Run a batch; where it fails, each request alone, so that an error is its own request's."""
+        """Run a batch; where it fails, its halves, so that in the end an error is its own request's.
+
+        One bad request among n costs two runs for every doubling of n; each request alone would be n.
+        """
         try:
             return list(self._joined(queue, batch, now))
         except ServingError as error:
             if len(batch) == 1:
                 return [error]
-        results: list[dict[str, Tensor] | ServingError] = []
-        for task in batch:
-            try:
-                results.extend(self._joined(queue, [task], time.monotonic()))
-            except ServingError as error:
-                results.append(error)
-        return results
+        half = len(batch) // 2
+        return [
+            result
+            for part in (batch[:half], batch[half:])
+            for result in self._work(queue, part, time.monotonic())
+        ]
 
     def _joined(self, queue: _Queue, batch: list[_Task], now: float) -> list[dict[str, Tensor]]:
         latest = max(task.deadline for task in batch)
@@ -245,12 +257,15 @@ class Batcher:
 
 
 def _join(tensors: list[Tensor], fill: int) -> Tensor:
-    """Join along the first dimension, padded to the largest of the others, and fill up with the last example."""
+    """Join along the first dimension, padded to the largest of the others, and add copies of the last example."""
     if len(tensors) == 1 and not fill:
         return tensors[0]
     inner = {tensor.shape[1:] for tensor in tensors}
     if len(inner) > 1:
         largest = tuple(max(sizes) for sizes in zip(*inner, strict=True))
+        # One wide request and many narrow ones must not take memory that neither asked for.
+        if math.prod(largest) * sum(len(tensor) for tensor in tensors) > _PADDED_VALUES:
+            raise ServingError(Code.RESOURCE_EXHAUSTED, "The shapes of the requests are too far apart")
         tensors = [_pad(tensor, largest) for tensor in tensors]
     if fill:
         tensors = [*tensors, np.repeat(tensors[-1][-1:], fill, axis=0)]
@@ -258,6 +273,11 @@ def _join(tensors: list[Tensor], fill: int) -> Tensor:
 
 
 def _pad(tensor: Tensor, inner: tuple[int, ...]) -> Tensor:
-    padded = np.full((tensor.shape[0], *inner), b"" if tensor.dtype == object else 0, tensor.dtype)
+    """Fill up behind the values with the first of them, as TensorFlow Serving does."""
+    if tensor.shape[1:] == inner:
+        return tensor
+    if not tensor.size:
+        raise invalid("Got empty tensor in batch of non-empty tensors.")
+    padded = np.full((tensor.shape[0], *inner), tensor.flat[0], tensor.dtype)
     padded[tuple(slice(size) for size in tensor.shape)] = tensor
     return padded
