@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -31,6 +32,7 @@ from graftflow.serving.status import Code, ServingError, invalid
 log = logging.getLogger("graftflow.serving")
 
 MESSAGE_LIMIT = 64 * 2**20  # bytes of a request, as of one over REST; answers may be larger
+_MESSAGE_BYTES = 4096  # of an error; clients refuse 8 KiB of headers
 _SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -63,10 +65,22 @@ def _answered(handler: Handler) -> Handler:
         except Exception:
             log.exception("%s failed", handler.__name__)
             code, message = Code.INTERNAL, "Internal error; the server's log says more"
-        # Behind the message's limit gRPC drops the status altogether.
-        return await context.abort(grpc.StatusCode[code.name], message[:4096])
+        return await context.abort(grpc.StatusCode[code.name], _cut(message))
 
     return answer
+
+
+def _cut(message: str) -> str:
+    """Return what of a message fits into gRPC's trailer: a longer one takes the status' place.
+
+    There every character that is no printable ASCII takes three bytes for each of its own.
+    """
+    size = 0
+    for place, character in enumerate(message):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if size > _MESSAGE_BYTES:
+            return message[:place]
+    return message
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
@@ -79,12 +93,16 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
 
+    def _counted(self, spec: ModelSpec, api: str) -> AbstractContextManager[None]:
+        return counted(self._inference.known(spec.name), api, "GRPC")
+
     @_answered
     async def Predict(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Run a signature on tensors."""
+        _need_spec(request)
         spec = model_spec(request.model_spec)
-        version = self._inference.models.get(spec)
-        with counted(spec.name, "Predict", "GRPC"):
+        with self._counted(spec, "Predict"):
+            version = self._inference.models.get(spec)
             key = signature_key(spec)
             if key not in version.signatures:
                 raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
@@ -108,8 +126,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         """Run a signature on examples; labels and scores."""
         _need_spec(request)
         spec = model_spec(request.model_spec)
-        version = self._inference.models.get(spec)
-        with counted(spec.name, "Classify", "GRPC"):
+        with self._counted(spec, "Classify"):
+            version = self._inference.models.get(spec)
             result = await self._inference.classify(spec, version, request.input, context.time_remaining())
             response = classification_pb2.ClassificationResponse(result=result)
             _answer_spec(response, spec, version.number)
@@ -120,8 +138,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
         """Run a signature on examples; one number each."""
         _need_spec(request)
         spec = model_spec(request.model_spec)
-        version = self._inference.models.get(spec)
-        with counted(spec.name, "Regress", "GRPC"):
+        with self._counted(spec, "Regress"):
+            version = self._inference.models.get(spec)
             result = await self._inference.regress(spec, version, request.input, context.time_remaining())
             response = regression_pb2.RegressionResponse(result=result)
             _answer_spec(response, spec, version.number)
@@ -131,8 +149,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
     async def MultiInference(self, request: Any, context: Context) -> Any:  # noqa: N802
         """Run several signatures on the same examples."""
         spec = model_spec(classifications.multi_inference_model(request))
-        version = self._inference.models.get(spec)
-        with counted(spec.name, "MultiInference", "GRPC"):
+        with self._counted(spec, "MultiInference"):
+            version = self._inference.models.get(spec)
             return await self._inference.multi_inference(spec, version, request, context.time_remaining())
 
     @_answered
@@ -199,6 +217,42 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore
         return model_management_pb2.ReloadConfigResponse()
 
 
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Health checking: every service serves until the server drains; who watches is then told and let go.
+
+    The servicer of grpc_health never ends a Watch: one open stream would hold up the drain to its end.
+    """
+
+    def __init__(self) -> None:
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Report from now on that nothing serves."""
+        self._draining.set()
+
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802
+        """Tell whether a service serves; the empty name is the server."""
+        if request.service not in ("", *_SERVICES):
+            return await context.abort(grpc.StatusCode.NOT_FOUND, f"Unknown service: {request.service[:100]}")
+        return self._status()
+
+    async def Watch(self, request: Any, context: Context) -> None:  # noqa: N802
+        """Tell it now and when it changes."""
+        if request.service in ("", *_SERVICES):
+            await context.write(self._status())
+        else:
+            await context.write(
+                health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            )
+        if not self._draining.is_set():
+            await self._draining.wait()
+            await context.write(self._status())
+
+    def _status(self) -> Any:
+        states = health_pb2.HealthCheckResponse
+        return states(status=states.NOT_SERVING if self._draining.is_set() else states.SERVING)
+
+
 def _need_spec(request: Any) -> None:
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
@@ -234,7 +288,7 @@ class GrpcServer:
             PredictionService(inference), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(inference), self._server)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -249,14 +303,12 @@ class GrpcServer:
             ) from error
 
     async def start(self) -> None:
-        """Accept requests and report to be healthy."""
+        """Accept requests."""
         await self._server.start()
-        for service in ("", *_SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, seconds: float) -> None:
         """Refuse new requests and wait for those that run, at most so many seconds."""
-        await self._health.enter_graceful_shutdown()
+        self._health.drain()
         await self._server.stop(seconds)
 
 

@@ -32,6 +32,13 @@ class Inference:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="run")
         self._batcher = Batcher(batching) if batching is not None else None
 
+    def known(self, name: str) -> str:
+        """Return a model's name, or an empty one where it is not configured.
+
+        For the metrics: a series of any name that is sent would fill the memory.
+        """
+        return name if name in self.models.names() else ""
+
     async def predict(
         self,
         spec: ModelSpec,
@@ -202,7 +209,7 @@ def counted(model: str, api: str, entrypoint: str) -> Iterator[None]:
     """Count a request with its status and time.
 
     Args:
-        model: the model's name; must be one that is configured, as a name from outside would fill the memory.
+        model: the model's name, of :meth:`Inference.known`.
         api: the call's name, as the entrypoint spells it.
         entrypoint: ``"REST"`` or ``"GRPC"``.
     """

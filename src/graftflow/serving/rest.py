@@ -115,9 +115,7 @@ class RestApi:
                 Code.DEADLINE_EXCEEDED, f"The request's body must arrive within {self._timeout:g} s"
             ) from None
         method = match["method"].lower()
-        # Judged before it is counted: a metric of any name that is sent would fill the memory.
-        known = spec.name if spec.name in self._inference.models.names() else ""
-        with counted(known, method, "REST"):
+        with counted(self._inference.known(spec.name), method, "REST"):
             run = self._predict if method == "predict" else self._on_examples
             return await run(spec, body, method, max(1e-3, end - loop.time()))
 
