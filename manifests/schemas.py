@@ -19,6 +19,20 @@ from manifests.documents import Document, title
 # The oldest release whose fields the manifests keep to, and the newest that the package knows.
 RELEASES = ("1.30", "1.37")
 
+# Values of which the schemas say no more than that they are texts.
+CHOICES = {
+    "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
+    "whenUnsatisfiable": ("DoNotSchedule", "ScheduleAnyway"),
+    "effect": ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+    "protocol": ("TCP", "UDP", "SCTP"),
+    "fsGroupChangePolicy": ("OnRootMismatch", "Always"),
+    "policyTypes": ("Ingress", "Egress"),
+    "accessModes": ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"),
+    "unhealthyPodEvictionPolicy": ("IfHealthyBudget", "AlwaysAllow"),
+}
+# Mappings whose keys and values are the user's own.
+_FREE = frozenset({"labels", "annotations", "matchLabels", "nodeSelector", "data"})
+
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+|[numkMGTPE]|[KMGTPE]i)?")
 _POD = "io.k8s.api.core.v1.PodSpec"
 _CONTAINER = "io.k8s.api.core.v1.Container"
@@ -45,12 +59,7 @@ def problems(document: Document, release: str) -> list[str]:
     errors = sorted(validator.iter_errors(document), key=lambda error: [str(part) for part in error.path])
     by = "KServe" if document["kind"] == _KSERVE[1] else f"Kubernetes {release}"
     lines = [f"{title(document)}: {line}" for error in errors for line in _explained(error, by)]
-    quantities = [
-        f"{title(document)}: {place} must be a quantity such as 500m, 2 or 1Gi. Received: {value!r}"
-        for place, value in _quantities(document, "")
-        if not _QUANTITY.fullmatch(str(value))
-    ]
-    return [*lines, *quantities]
+    return [*lines, *(f"{title(document)}: {line}" for line in _values(document, ""))]
 
 
 def _explained(error: Any, by: str) -> Iterator[str]:
@@ -82,20 +91,33 @@ def _place(path: Any) -> str:
     return text.lstrip(".") or "it"
 
 
-def _quantities(node: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield every quantity of CPU, memory and storage: the schemas take any text for one."""
+def _values(node: Any, place: str) -> Iterator[str]:
+    """Yield what is wrong with quantities, choices and ports: the schemas take any text, and any number, for one."""
     if isinstance(node, list):
         for index, element in enumerate(node):
-            yield from _quantities(element, f"{place}[{index}]")
+            yield from _values(element, f"{place}[{index}]")
     elif isinstance(node, dict):
         for name, value in node.items():
             here = f"{place}.{name}".lstrip(".")
-            if name in ("requests", "limits") and isinstance(value, dict):
-                yield from ((f"{here}.{resource}", amount) for resource, amount in value.items())
+            if name in CHOICES:
+                for given in value if isinstance(value, list) else [value]:
+                    if given not in CHOICES[name]:
+                        yield f"{here} must be one of {', '.join(CHOICES[name])}. Received: {given!r}"
+            elif name in ("requests", "limits") and isinstance(value, dict):
+                for resource, amount in value.items():
+                    yield from _quantity(amount, f"{here}.{resource}")
             elif name == "sizeLimit":
-                yield here, value
-            else:
-                yield from _quantities(value, here)
+                yield from _quantity(value, here)
+            elif name in ("port", "containerPort", "targetPort") and isinstance(value, int):
+                if not 1 <= value <= 65535:
+                    yield f"{here} must be 1 to 65535. Received: {value}"
+            elif name not in _FREE:
+                yield from _values(value, here)
+
+
+def _quantity(value: Any, place: str) -> Iterator[str]:
+    if not _QUANTITY.fullmatch(str(value)):
+        yield f"{place} must be a quantity such as 500m, 2 or 1Gi. Received: {value!r}"
 
 
 @cache

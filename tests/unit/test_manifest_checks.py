@@ -37,6 +37,21 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
         lambda d: d["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"].update(memory="2gb"),
         "resources.limits.memory must be a quantity",
     ),
+    "choice": (
+        "Deployment",
+        lambda d: d["spec"]["template"]["spec"]["containers"][0].update(imagePullPolicy="IfNotPresnt"),
+        "imagePullPolicy must be one of Always, IfNotPresent, Never. Received: 'IfNotPresnt'",
+    ),
+    "choice in a list": (
+        "NetworkPolicy",
+        lambda d: d["spec"].update(policyTypes=["Ingress", "egress"]),
+        "spec.policyTypes must be one of Ingress, Egress. Received: 'egress'",
+    ),
+    "port's range": (
+        "Service",
+        lambda d: d["spec"]["ports"][0].update(port=85000),
+        "spec.ports[0].port must be 1 to 65535. Received: 85000",
+    ),
     "kind": ("Service", lambda d: d.update(apiVersion="v2"), "Received: v2 Service"),
     "old version": (
         "HorizontalPodAutoscaler",

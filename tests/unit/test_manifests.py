@@ -16,6 +16,7 @@ from graftflow.serving import config_texts, flags
 from manifests import kustomizations
 from manifests.pods import pods_of
 from manifests.render import BUILT_IN, COMMANDS, OVERLAYS, main, overlays, problems, render
+from tests.unit.test_architecture import files_of, imports_of
 
 MANIFESTS = OVERLAYS.parent
 ALL = overlays()
@@ -42,6 +43,13 @@ def flag_of(objects: dict[str, dict[str, Any]], name: str) -> str:
     found = [a.partition("=")[2] for a in server_of(objects)["args"] if a.startswith(f"--{name}=")]
     assert len(found) == 1, f"{name} stands {len(found)} times"
     return found[0]
+
+
+@pytest.mark.parametrize("path", files_of("manifests"), ids=lambda p: p.name)
+def test_manifests_know_only_themselves_and_the_library_s_errors_and_files(path: Path) -> None:
+    ours = {"components", "graftflow", "pipelines", "tensorflow", "kfp"}
+    known = {"graftflow.errors", "graftflow.files"}
+    assert not {n for n in imports_of(path, everywhere=True) if n.split(".")[0] in ours} - known
 
 
 @pytest.mark.parametrize("name", ALL)
