@@ -16,8 +16,8 @@ from graftflow.errors import InputError
 from graftflow.files import read_json, remove, sha256_directory
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
-_ENTRY = "saved_model.pb"  # what a server looks for: it is written last
+VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
+ENTRY = "saved_model.pb"  # what a server looks for: it is written last
 
 # What to install for a store whose driver is missing.
 _EXTRAS = {
@@ -66,8 +66,8 @@ def deploy(saved_model: str | Path, *, store: str, model_name: str) -> Deploymen
     """
     check_model_name(model_name)
     check_store(store)
-    version, folder, digest = _verified(Path(saved_model))
-    if (local := _local(store)) is not None:
+    version, folder, digest = verified_export(saved_model)
+    if (local := local_store(store)) is not None:
         return _deploy_local(folder, local.absolute() / model_name, version, digest)
     return _deploy_remote(folder, store, model_name, version, digest)
 
@@ -97,7 +97,7 @@ def check_store(uri: str) -> None:
     """
     if not uri.strip():
         raise InputError("store must be a folder or a URI such as gs://bucket/models. Received: ''")
-    local = _local(uri)
+    local = local_store(uri)
     if local is None:
         _filesystem_class(uri)
         return
@@ -110,8 +110,8 @@ def check_store(uri: str) -> None:
         raise InputError(f"store must be writable. Received: '{uri}', where {existing} is not")
 
 
-def _local(store: str) -> Path | None:
-    """The folder that ``store`` means, or ``None`` for a URI of another kind."""
+def local_store(store: str) -> Path | None:
+    """Return the folder that ``store`` means, or ``None`` for a URI of another kind."""
     if store.startswith("file://"):
         return Path(store.removeprefix("file://"))
     if "://" in store or "::" in store:
@@ -137,8 +137,16 @@ def _filesystem_class(uri: str) -> Any:
         raise InputError(f"store must be a folder, gs://… or s3://…. Received: '{uri}'") from error
 
 
-def _verified(artifact: Path) -> tuple[str, Path, str]:
-    """Return an artifact's version, the version's folder and the folder's sha256, checked."""
+def verified_export(saved_model: str | Path) -> tuple[str, Path, str]:
+    """Return an artifact's version, the version's folder and the folder's sha256, checked.
+
+    Args:
+        saved_model: the artifact, a folder of ``export.json`` and the version's folder.
+
+    Raises:
+        InputError: where the artifact is incomplete or does not match its sha256.
+    """
+    artifact = Path(saved_model)
     described = artifact / "export.json"
     try:
         export = read_json(described)
@@ -148,11 +156,11 @@ def _verified(artifact: Path) -> tuple[str, Path, str]:
             f"saved_model must hold an export.json with version and sha256. Received: {artifact} "
             f"({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    if not _VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise InputError(f"version must be a whole number. Received: '{version}' in {described}")
     folder = artifact / version
-    if not (folder / _ENTRY).is_file():
-        raise InputError(f"saved_model must hold {version}/{_ENTRY}. Received: {artifact}")
+    if not (folder / ENTRY).is_file():
+        raise InputError(f"saved_model must hold {version}/{ENTRY}. Received: {artifact}")
     links = [p for p in folder.rglob("*") if p.is_symlink()]
     if links:
         raise InputError(f"saved_model must hold no links. Received: {links[0]}")
@@ -174,7 +182,7 @@ def _differs(uri: str, version: str) -> InputError:
 
 def _deploy_local(folder: Path, model: Path, version: str, digest: str) -> Deployment:
     final = model / version
-    with _store_errors(model):
+    with store_errors(model):
         if final.exists():
             return _already(final, version, digest)
         missing = [p for p in (model, *model.parents) if not p.exists()]
@@ -191,7 +199,7 @@ def _deploy_local(folder: Path, model: Path, version: str, digest: str) -> Deplo
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 return _already(final, version, digest)  # another deployment was faster
-            _sync(model)
+            sync(model)
         finally:
             remove(aside)
             if not final.exists():
@@ -221,10 +229,11 @@ def _copy(source: Path, target: Path) -> None:
             os.fsync(writer.fileno())
         copy.chmod(0o644)
     for path in (*(p for p in target.rglob("*") if p.is_dir()), target):
-        _sync(path)
+        sync(path)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Wait until a folder's names are on disk, where its file system can tell."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -238,13 +247,13 @@ def _sync(folder: Path) -> None:
 
 def _deploy_remote(folder: Path, store: str, model_name: str, version: str, digest: str) -> Deployment:
     uri = f"{store.rstrip('/')}/{model_name}/{version}"
-    with _store_errors(uri):
+    with store_errors(uri):
         import fsspec
 
         filesystem, base = fsspec.core.url_to_fs(uri)
         filesystem.invalidate_cache()
         present = _remote_files(filesystem, base)
-        if _ENTRY in present:
+        if ENTRY in present:
             if _remote_digest(filesystem, present) != digest:
                 raise _differs(uri, version)
             return Deployment(uri, version, "already there")
@@ -254,7 +263,7 @@ def _deploy_remote(folder: Path, store: str, model_name: str, version: str, dige
         uploaded: list[str] = []
         try:
             files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-            for name in sorted(files, key=lambda n: (n == _ENTRY, n)):
+            for name in sorted(files, key=lambda n: (n == ENTRY, n)):
                 target = f"{base}/{name}"
                 uploaded.append(target)
                 _upload(filesystem, folder / name, target)
@@ -303,24 +312,27 @@ def _remote_digest(filesystem: Any, files: dict[str, str]) -> str:
 
 
 @contextmanager
-def _store_errors(place: object) -> Iterator[None]:
-    """Turn what a store raises, whatever its driver, into one line."""
+def store_errors(place: object, consequence: str = "Nothing was published.") -> Iterator[None]:
+    """Turn what a store raises inside the block, whatever its driver, into one line.
+
+    Args:
+        place: what is being used, for the message.
+        consequence: the sentence that ends it.
+
+    Raises:
+        InputError: in place of any other error.
+    """
     try:
         yield
     except InputError:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(
-                f"The model store is full: no space left at {place}. Nothing was published."
-            ) from error
+            raise InputError(f"The model store is full: no space left at {place}. {consequence}") from error
         reason = error.strerror or str(error) or type(error).__name__
-        raise InputError(
-            f"The model store cannot be used at {place}: {reason}. Nothing was published."
-        ) from error
+        raise InputError(f"The model store cannot be used at {place}: {reason}. {consequence}") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"The model store cannot be used at {place}: {type(error).__name__}: {reason}. "
-            "Nothing was published."
+            f"The model store cannot be used at {place}: {type(error).__name__}: {reason}. {consequence}"
         ) from error
