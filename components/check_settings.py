@@ -35,6 +35,7 @@ def check_settings(
     version: int,
     store: str,
     model_name: str,
+    label: str,
     mirrors: str,
     cache: str,
 ) -> int:
@@ -69,11 +70,10 @@ def check_settings(
         version: 0 or more.
         store: a folder or an address that a driver is installed for.
         model_name: letters, digits, dots, dashes and underscores.
+        label: stable or canary.
         mirrors: addresses separated by commas or spaces.
         cache: a folder that can be written, or empty.
     """
     from graftflow.checks import check_run
 
-    settings = {name: value for name, value in locals().items() if name != "check_run"}
-    check_run(settings)
-    return len(settings)
+    return check_run({name: value for name, value in locals().items() if name != "check_run"})

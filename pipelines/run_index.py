@@ -192,7 +192,8 @@ def _report(step: Step) -> str:
 
 def _deployment(step: Step) -> str:
     content = _json(step, "deployment")
-    return f"version {int(content['version'])} {content['status']}"
+    told = f"version {int(content['version'])} {content['status']}, {content['label']}"
+    return f"{told}; served within {content['validation']['largest_difference']:.0e} of the evaluation"
 
 
 _FIGURES = {

@@ -55,6 +55,7 @@ def build(settings: Settings) -> Any:
         version: int = 0,
         store: str = "/mnt/models",
         model_name: str = "graftflow",
+        label: str = "stable",
         mirrors: str = "",
         cache: str = "",
         fingerprint: str = "",
@@ -91,6 +92,7 @@ def build(settings: Settings) -> Any:
             version: number of the exported version; 0 takes the seconds since 1970.
             store: the model store: a folder, or an address such as gs://bucket/models.
             model_name: name of the model in the store and at the model server.
+            label: of the version in the store: stable (served from now on) or canary (loaded beside the stable one).
             mirrors: addresses of folders, tried where a source's own address lacks its file.
             cache: folder where downloads, features and checkpoints wait for the next run; empty takes one in the home.
             fingerprint: any text that changes when the data behind `dataset` or the file behind `weights` does, so
@@ -125,6 +127,7 @@ def build(settings: Settings) -> Any:
             version=version,
             store=store,
             model_name=model_name,
+            label=label,
             mirrors=mirrors,
             cache=cache,
         ).set_display_name("Check settings")
@@ -207,7 +210,12 @@ def build(settings: Settings) -> Any:
         ).set_display_name("Write report")
         with dsl.If(evaluated.outputs["Output"] >= min_accuracy, name="accurate enough"):
             deployed = deploy_model(
-                saved_model=exported.outputs["saved_model"], store=store, model_name=model_name
+                dataset=data.outputs["dataset"],
+                saved_model=exported.outputs["saved_model"],
+                evaluation=evaluated.outputs["evaluation"],
+                store=store,
+                model_name=model_name,
+                label=label,
             ).set_display_name("Deploy model")
             # The store is outside of KFP's sight: whether the version is still there is checked every time.
             deployed.set_caching_options(False)

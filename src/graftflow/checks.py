@@ -15,13 +15,14 @@ from graftflow import (
     heads,
     imagenet_classes,
     recipes,
+    releases,
     sources,
 )
 from graftflow.errors import InputError
 
 
-def check_run(settings: Mapping[str, Any]) -> None:
-    """Check the pipeline's parameters.
+def check_run(settings: Mapping[str, Any]) -> int:
+    """Check the pipeline's parameters, and return how many were given.
 
     Args:
         settings: parameters of the pipeline by name; what is missing is not checked.
@@ -39,6 +40,7 @@ def check_run(settings: Mapping[str, Any]) -> None:
                 "validation_fraction and test_fraction must leave pictures to train on (sum below 1). "
                 f"Received a sum of {held_out:g}"
             )
+    return len(settings)
 
 
 def _at_least(minimum: int) -> Any:
@@ -103,6 +105,7 @@ _CHECKS: dict[str, Any] = {
     "version": _at_least(0),
     "store": lambda _, value: deployment.check_store(value),
     "model_name": lambda _, value: deployment.check_model_name(value),
+    "label": lambda _, value: releases.check_label(value),
 }
 
 

@@ -80,8 +80,12 @@ def test_edges_are_those_of_the_design(spec: PipelineSpec) -> None:
         ("download-data", "visualise-model"),
         ("fine-tune", "visualise-model"),
         *((step, "write-report") for step in TASKS - {"check-settings", "write-report", "deploy-model"}),
+        ("download-data", "condition-1"),
         ("export-model", "condition-1"),
+        ("evaluate", "condition-1"),
     }
+    gated = spec.components["comp-condition-1"].dag.tasks["deploy-model"]
+    assert set(gated.inputs.artifacts) == {"dataset", "saved_model", "evaluation"}
 
 
 def test_settings_are_checked_before_anything_is_downloaded(spec: PipelineSpec) -> None:

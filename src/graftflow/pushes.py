@@ -1,0 +1,81 @@
+"""From an exported version to one that is served: checked by a server, published, labelled; or nothing changed."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from graftflow import push_checks, releases
+from graftflow.deployment import deploy, verified_export
+from graftflow.errors import InputError
+from graftflow.files import read_json
+
+
+def push(
+    saved_model: str | Path,
+    *,
+    evaluation: str | Path,
+    dataset: str | Path,
+    store: str,
+    model_name: str,
+    label: str = "stable",
+    timeout: float = push_checks.TIMEOUT,
+) -> dict[str, Any]:
+    """Let a model server judge an exported version, then publish it in a store and give it a label.
+
+    Until the server has answered as evaluated nothing is written to the store; what was served is served on.
+
+    Args:
+        saved_model: the ``saved_model`` artifact.
+        evaluation: the ``evaluation`` artifact of it.
+        dataset: the ``dataset`` artifact that both are of.
+        store: a local folder or mounted volume, or an fsspec URI (``gs://…``, ``s3://…``).
+        model_name: the model's folder in the store and its name on the server.
+        label: ``stable`` or ``canary``.
+        timeout: seconds that the server may take.
+
+    Returns:
+        What ``deployment.json`` says: ``uri``, ``version``, ``status`` (``published`` or ``already there``),
+        ``model_name``, ``label``, ``previous`` (the version that had the label, or None) and ``validation``.
+
+    Raises:
+        InputError: as :func:`graftflow.push_checks.check_push`, :func:`graftflow.deployment.deploy` and
+            :func:`graftflow.releases.release`.
+    """
+    version, _, _ = verified_export(saved_model)
+    releases.check_release(store=store, model_name=model_name, version=int(version), label=label)
+    accuracy = _accuracy(Path(evaluation))
+    validation = push_checks.check_push(
+        saved_model, evaluation=evaluation, dataset=dataset, model_name=model_name, timeout=timeout
+    )
+    published = deploy(saved_model, store=store, model_name=model_name)
+    released = releases.release(
+        store=store,
+        model_name=model_name,
+        version=int(version),
+        label=label,
+        facts={
+            "accuracy": accuracy,
+            "pictures": validation.pictures,
+            "largest_difference": validation.largest_difference,
+        },
+    )
+    return {
+        "uri": published.uri,
+        "version": version,
+        "status": published.status,
+        "model_name": model_name,
+        "label": label,
+        "previous": None if released.replaced is None else str(released.replaced),
+        "validation": asdict(validation),
+    }
+
+
+def _accuracy(evaluation: Path) -> float:
+    """The test accuracy, for the history."""
+    file = evaluation / "evaluation.json"
+    try:
+        return float(read_json(file)["metrics"]["accuracy"]["value"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"evaluation must hold an evaluation.json with an accuracy. Received: {file} ({type(error).__name__})"
+        ) from error
