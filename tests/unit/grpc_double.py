@@ -1,5 +1,6 @@
 """TensorFlow Serving's gRPC services on its own stubs, with the faults that a test asks for."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Double(
         in_content: whether numbers are sent in ``tensor_content``.
         requests: the requests of Predict.
         metadata: what came along with them.
+        delay: seconds before an answer of Predict.
     """
 
     def __init__(self) -> None:
@@ -42,11 +44,15 @@ class Double(
         self.in_content = False
         self.requests: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
+        self.delay = 0.0
         self.url = ""
 
     def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        end = time.monotonic() + self.delay
+        while time.monotonic() < end and context.is_active():
+            time.sleep(0.02)
         self._check(request.model_spec, context)
         if self.faults:
             code, words, trailing = self.faults.pop(0)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -189,6 +190,14 @@ def test_bytes_anywhere_in_an_instance_are_encoded_and_those_of_an_answer_decode
     assert scripted.requests[0][1]["instances"] == [
         {"image": {"b64": "YQ=="}, "more": [[{"b64": "Yg=="}, 1.5]]}
     ]
+
+
+def test_arrays_are_sent_as_lists_and_what_is_neither_is_refused(scripted):
+    Client(scripted.url).predict(np.array([[1.5, 2]], np.float32))
+    assert scripted.requests[0][1]["instances"] == [[1.5, 2.0]]
+    with pytest.raises(InputError, match="instances must hold numbers, text, bytes and lists of them"):
+        Client(scripted.url).predict([ROOT])
+    assert len(scripted.requests) == 1
 
 
 def test_numbers_that_json_lacks_are_sent_as_tokens(scripted):

@@ -231,6 +231,10 @@ def test_values_go_there_and_back_with_the_models_dtypes(client):
     answers = client.predict(rows, "echo")
     assert answers == [rows[0], {**rows[1], "texts": "b"}]
     assert [type(v) for v in answers[0]["numbers"]] == [float, float]
+    arrays = [{"numbers": np.array([1, 2.5], np.float32), "counts": np.int32(3), "texts": np.str_("é")}]
+    assert client.predict(arrays, "echo") == answers[:1]
+    with pytest.raises(InputError, match="dtype float32 must hold such values. Received: None"):
+        client.predict([{"numbers": [None], "counts": 1, "texts": ""}], "echo")
 
 
 def test_inputs_that_have_no_name_are_refused_where_there_are_several(double, client):
@@ -296,7 +300,7 @@ def test_a_server_that_stays_unavailable_ends_the_patience(double):
     double.faults = [(UNAVAILABLE, "too many requests", ())] * 100
     with Client(double.url, "pets", retry=0.5) as client:
         start = time.monotonic()
-        with pytest.raises(ServerUnreachableError, match="is busy: too many requests"):
+        with pytest.raises(ServerUnreachableError, match="is unavailable: too many requests"):
             client.classify_images([picture()])
     assert time.monotonic() - start < 3
     assert 2 <= len(double.requests) <= 10

@@ -240,20 +240,25 @@ class TestFailures:
         assert err.startswith("error: No model server answers at ")
         assert err.count("\n") == 1
 
-    def test_an_interruption_ends_at_once_with_status_130(self, scripted, pictures):
-        scripted.answers = [(200, lambda body: time.sleep(10) or only_jpeg(body), {})]
-        process = subprocess.Popen(
-            command(pictures, "--url", scripted.url, "--in-flight=3", "--batch-size=1"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
-        )  # fmt: skip
-        end = time.monotonic() + 20
-        while not scripted.requests and time.monotonic() < end:
-            time.sleep(0.05)
-        start = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+    @pytest.mark.parametrize("in_flight", [1, 3])
+    @pytest.mark.parametrize("scheme", ["http", "grpc"])
+    def test_an_interruption_ends_at_once_with_status_130(self, scripted, pictures, scheme, in_flight):
+        scripted.answers = [(200, lambda body: time.sleep(5) or only_jpeg(body), {})]
+        with grpc_double() as double:
+            double.delay = 5
+            url = {"http": scripted.url, "grpc": double.url}[scheme]
+            process = subprocess.Popen(
+                command(pictures, "--url", url, "--model=pets", f"--in-flight={in_flight}", "--batch-size=1"),
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
+            )  # fmt: skip
+            end = time.monotonic() + 20
+            while not (scripted.requests or double.requests) and time.monotonic() < end:
+                time.sleep(0.05)
+            start = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
         assert (process.returncode, out, err) == (130, b"", b"")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 3
 
     def test_progress_of_many_pictures_is_told_on_stderr(self, run, tmp_path):
         for index in range(120):
@@ -296,6 +301,8 @@ class TestWatch:
         code, out, err = run(pictures / "notes.txt", "--watch")
         assert (code, out) == (1, "")
         assert "--watch must have a picture that can be sent. Received: none" in err
+        code, out, err = run(pictures / "notes.txt", pictures / "a.jpg", "--watch", "--requests=2")
+        assert (code, out.split()[0], err.count("\n")) == (1, "2", 1)
 
     def test_an_interruption_ends_it_with_the_summary(self, scripted, pictures):
         process = subprocess.Popen(

@@ -99,8 +99,8 @@ class Client:
         """Return the model's answers, one for each instance.
 
         Args:
-            instances: values, nested lists or, for several inputs, dicts by input name. ``bytes`` may stand anywhere in
-                them.
+            instances: values, nested lists or arrays or, for several inputs, dicts of these by input name. ``bytes``
+                may stand anywhere in them.
             signature_name: the signature to ask.
 
         Returns:
@@ -112,7 +112,7 @@ class Client:
             RefusedError: where the server refuses the request; the message is the server's.
             InputError: where the instances or the answer do not fit the protocol.
         """
-        rows = list(instances)
+        rows = [_plain(instance) for instance in instances]
         deadline = Deadline(self.timeout)
         found = self._ask(lambda: self._transport.predict(rows, signature_name, deadline), deadline)
         if len(found) != len(rows):
@@ -280,6 +280,13 @@ class Client:
             if served := [v["version"] for v in known if v.get("state") == "AVAILABLE" and v.get("version")]:
                 return f"It serves {', '.join(sorted(served, key=int))}."
         return "Check the name, or publish a version (`make deploy-model`)."
+
+
+def _plain(value: Any) -> Any:
+    """An instance with numpy's arrays and numbers, also those of named inputs, as Python's."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _transport(target: Any) -> Transport:

@@ -186,7 +186,9 @@ class GrpcTransport:
             if any(word in low for word in _REFUSED_WORDS):
                 return PassingError(refusals.nobody_there(url, code))
             pause = _pushback(error)
-            final = refusals.busy(url, words, code)
+            final = ServerUnreachableError(
+                f"The server at {url} is unavailable: {words}. Try again later.", code
+            )
             return final if pause is not None and pause < 0 else PassingError(final, pause)
         if code in ("UNIMPLEMENTED", "CANCELLED") or "http status" in low:
             return refusals.not_a_model_server(url, words, code)

@@ -171,11 +171,12 @@ def _ask(client: Client, pictures: Iterable[Source], options: argparse.Namespace
 
 
 def _watch(client: Client, pictures: list[Source], options: argparse.Namespace) -> int:
-    from graftflow.serving.watching import watch
+    from graftflow.serving.watching import read_batches, watch
 
-    summary = watch(client, pictures, requests=options.requests)
+    batches, failed = read_batches(client, pictures)
+    summary = watch(client, batches, requests=options.requests)
     print(json.dumps(asdict(summary)) if options.format == "json" else summary.line(), flush=True)
-    return 1 if summary.errors else 0
+    return 1 if summary.errors or failed else 0
 
 
 @contextmanager

@@ -80,7 +80,12 @@ class RestTransport:
 
     def _ask(self, method: str, path: str, body: Any, deadline: Deadline) -> dict[str, Any]:
         # NaN and infinities are part of the protocol.
-        data = None if body is None else json.dumps(body)
+        try:
+            data = None if body is None else json.dumps(body)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"instances must hold numbers, text, bytes and lists of them. Received: {error}"
+            ) from None
         try:
             session = self._sessions.get_nowait()
         except queue.Empty:

@@ -60,8 +60,8 @@ def write(value: Any, dtype: int | None = None) -> Any:
     try:
         getattr(proto, field).extend(_converted(flat, name, code))
     except (TypeError, ValueError, OverflowError, struct.error) as error:
-        bad = next((v for v in flat if not _fit({type(v)}, name)), None)
-        received = f"{error}" if bad is None else f"{bad!r:.60}"
+        bad = [f"{value!r:.60}" for value in flat if not _fit({type(value)}, name)]
+        received = bad[0] if bad else str(error)
         raise InputError(f"an input of dtype {name} must hold such values. Received: {received}") from None
     return proto
 

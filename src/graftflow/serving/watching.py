@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from graftflow.errors import InputError
 from graftflow.serving.client import BATCH_BYTES, Client
@@ -13,26 +14,28 @@ from graftflow.serving.latencies import Latencies, Summary
 from graftflow.serving.picture_paths import Source
 from graftflow.serving.refusals import PictureError, RefusedError, ServerUnreachableError
 
+if TYPE_CHECKING:
+    from rich.live import Live
+
 _KEPT_BYTES = 256 * 2**20
 _TERMINAL_SECONDS, _LINE_SECONDS = 0.5, 5.0
 _LAST_ANSWERS_SECONDS = 2.0
 
 
-def watch(client: Client, pictures: Sequence[Source], *, requests: int) -> Summary:
+def watch(client: Client, batches: Sequence[Sequence[bytes]], *, requests: int) -> Summary:
     """Ask until interrupted or ``requests`` were sent; a live line on stderr says how it goes.
 
     Args:
         client: whom to ask; one that does not try again, so that every failure is counted.
-        pictures: read once, and kept.
+        batches: the pictures of each request, asked in turn (:func:`read_batches`).
         requests: how many; 0 for no end.
 
     Returns:
         The figures of all requests.
 
     Raises:
-        InputError: where no picture can be sent or they are too many to keep; where the first request fails.
+        InputError: where the first request fails, which is not counted.
     """
-    batches = _read(client, pictures)
     client.rankings(batches[0])  # connects and finds the signature; a wrong address or name ends here
     figures, stop = Latencies(), threading.Event()
     turns = itertools.islice(itertools.cycle(batches), requests or None)
@@ -75,14 +78,23 @@ def watch(client: Client, pictures: Sequence[Source], *, requests: int) -> Summa
     return figures.summary(time.monotonic() - begin)
 
 
-def _read(client: Client, pictures: Sequence[Source]) -> list[list[bytes]]:
+def read_batches(client: Client, pictures: Sequence[Source]) -> tuple[list[list[bytes]], int]:
+    """Read pictures into memory, as many together as ``client`` sends in one request.
+
+    Returns:
+        The pictures, and how many cannot be sent; stderr has a line for each of these.
+
+    Raises:
+        InputError: where no picture can be sent or they are too many to keep.
+    """
     batches: list[list[bytes]] = []
-    size = total = 0
+    size = total = failed = 0
     for name, source in pictures:
         try:
             data = client.ready(source)
         except PictureError as error:
             print(f"error: {name}: {error}", file=sys.stderr)
+            failed += 1
             continue
         if not batches or len(batches[-1]) == client.batch_size or size + len(data) > BATCH_BYTES:
             batches.append([])
@@ -96,7 +108,7 @@ def _read(client: Client, pictures: Sequence[Source]) -> list[list[bytes]]:
             )
     if not batches:
         raise InputError("--watch must have a picture that can be sent. Received: none")
-    return batches
+    return batches, failed
 
 
 class _PlainLine:
@@ -114,7 +126,7 @@ class _PlainLine:
 class _LiveLine:
     """Draws the line anew twice a second."""
 
-    def __init__(self, live: "object") -> None:
+    def __init__(self, live: "Live") -> None:
         self._live, self._last = live, 0.0
 
     def __call__(self, summary: Summary) -> None:
@@ -122,7 +134,7 @@ class _LiveLine:
 
         if time.monotonic() - self._last >= _TERMINAL_SECONDS:
             self._last = time.monotonic()
-            self._live.update(Text(summary.line()), refresh=True)  # type: ignore[attr-defined]
+            self._live.update(Text(summary.line()), refresh=True)
 
 
 @contextmanager
