@@ -105,12 +105,15 @@ class Batcher:
         now = time.monotonic()
         done: asyncio.Future[dict[str, Tensor]] = asyncio.get_running_loop().create_future()
         deadline = now + timeout if timeout is not None else float("inf")
-        queue.tasks.append(_Task(inputs, size, deadline, now, done))
+        task = _Task(inputs, size, deadline, now, done)
+        queue.tasks.append(task)
         self._soon()
         try:
             return await asyncio.wait_for(done, timeout)
         except TimeoutError:
             raise ServingError(Code.DEADLINE_EXCEEDED, "Run timed out in the batch's queue") from None
+        finally:
+            self._drop(key, queue, task)
 
     def _drop(self, key: _Key, queue: _Queue, task: _Task) -> None:
         """Take a request that was given up out of its queue: it must not keep others out."""
