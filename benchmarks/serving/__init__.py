@@ -1,0 +1,1 @@
+"""The embedded model server against calling the SavedModel's function directly."""
