@@ -132,7 +132,9 @@ MISTAKES: dict[str, tuple[str, Change, str]] = {
     ),
     "probe's number": (
         "Deployment",
-        lambda d: d["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["grpc"].update(port=8502),
+        lambda d: d["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["tcpSocket"].update(
+            port=8502
+        ),
         "the port of livenessProbe must be one of the container's. Received: 8502",
     ),
     "mount without volume": (

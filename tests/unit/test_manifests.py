@@ -120,8 +120,6 @@ def test_the_flags_and_files_are_those_of_both_servers(name: str, tmp_path: Path
     arguments = [
         re.sub(r"=\S*/(\w+\.config)$", lambda m: f"={tmp_path / m[1]}", argument)
         for argument in server_of(objects)["args"]
-        # Kubernetes' probe asks for it; the embedded server answers health checks anyway.
-        if not argument.startswith("--enable_grpc_healthcheck_service")
     ]
     read = flags.parse_flags(arguments)
     assert (read.grpc_port, read.rest_port) == (8500, 8501)
