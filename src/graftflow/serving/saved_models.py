@@ -15,7 +15,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from graftflow.serving import examples, monitoring
+from graftflow.serving import examples, monitoring, tensor_protos
 from graftflow.serving.json_inputs import Tensor
 from graftflow.serving.status import Code, ServingError, invalid
 
@@ -162,12 +162,14 @@ class LoadedVersion:
         if kind == "predict_log":
             request = entry.predict_log.request
             name = request.model_spec.signature_name or "serving_default"
-            self.signature(name)
-            self.run(
-                name,
-                {key: tf.make_ndarray(value) for key, value in request.inputs.items()},
-                list(request.output_filter) or None,
-            )
+            wanted = self.signature(name).inputs
+            if request.inputs.keys() != wanted.keys():
+                raise invalid(f"Inputs expected: {', '.join(wanted)}. Received: {', '.join(request.inputs)}")
+            inputs = {
+                key: tensor_protos.read(key, value, wanted[key], place)
+                for place, (key, value) in enumerate(sorted(request.inputs.items()))
+            }
+            self.run(name, inputs, list(request.output_filter) or None)
         elif kind in ("classify_log", "regress_log"):
             request = getattr(entry, kind).request
             self._replay_examples(request.model_spec, request.input)
