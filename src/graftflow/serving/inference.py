@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Inference:
         self.models = models
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="run")
         self._batcher = Batcher(batching) if batching is not None else None
+        self._used: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
 
     def known(self, name: str) -> str:
         """Return a model's name, or an empty one where it is not configured.
@@ -69,12 +71,14 @@ class Inference:
         wanted = version.signature(name)
         check_inputs(inputs, wanted.inputs)
         outputs = _outputs(output_filter, wanted.outputs)
+        self._used.add(version)
         started = time.perf_counter()
         try:
             if self._batcher is not None:
                 return await self._batcher.run(spec.name, version, name, inputs, outputs, timeout)
+            end = None if timeout is None else time.monotonic() + timeout
             loop = asyncio.get_running_loop()
-            running = loop.run_in_executor(self._threads, version.run, name, inputs, outputs, timeout)
+            running = loop.run_in_executor(self._threads, _run_until, end, version, name, inputs, outputs)
             # The graph gives up by itself; waiting for a free thread does not.
             return await asyncio.wait_for(running, None if timeout is None else timeout + 1)
         except TimeoutError:
@@ -162,10 +166,26 @@ class Inference:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def close(self) -> None:
-        """Wait for what runs."""
+        """Give up what still runs, and wait for its end: a graph could run for ever."""
+        for version in list(self._used):
+            version.close()
         if self._batcher is not None:
             self._batcher.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_until(
+    end: float | None,
+    version: "LoadedVersion",
+    name: str,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str] | None,
+) -> dict[str, Tensor]:
+    """Run a signature until a time of ``time.monotonic``, which may have passed in waiting for the thread."""
+    timeout = None if end is None else end - time.monotonic()
+    if timeout is not None and timeout <= 0:
+        raise ServingError(Code.DEADLINE_EXCEEDED, "The request waited too long for a free thread")
+    return version.run(name, inputs, outputs, timeout)
 
 
 def signature_key(spec: ModelSpec) -> str:
