@@ -1,4 +1,4 @@
-"""The step deploy_model: reads the artifact saved_model, writes the artifact deployment."""
+"""The step deploy_model: reads dataset, saved_model and evaluation, writes the artifact deployment."""
 
 import json
 
@@ -6,46 +6,58 @@ import pytest
 from kfp import dsl
 
 from components.deploy_model import deploy_model
+from graftflow import releases
 from graftflow.errors import InputError
-from graftflow.files import sha256_directory, write_json
+from tests.unit.pushed_models import copy_export, write_pushed
 
 
-@pytest.fixture
-def saved_model(tmp_path):
-    folder = tmp_path / "saved_model"
-    (folder / "5" / "variables").mkdir(parents=True)
-    (folder / "5" / "saved_model.pb").write_bytes(b"graph")
-    (folder / "5" / "variables" / "variables.index").write_bytes(b"index")
-    write_json(folder / "export.json", {"version": "5", "sha256": sha256_directory(folder / "5")})
-    return dsl.Model(uri=str(folder))
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    return write_pushed(tmp_path_factory.mktemp("pushed"))
 
 
-def deploy(tmp_path, saved_model, store):
+def deploy(pushed, tmp_path, store, *, label="stable", **others):
     deployment = dsl.Artifact(uri=str(tmp_path / "deployment"))
+    paths = pushed.inputs(**others)
     deploy_model.python_func(
-        saved_model=saved_model, store=str(store), model_name="pets", deployment=deployment
+        dataset=dsl.Dataset(uri=str(paths["dataset"])),
+        saved_model=dsl.Model(uri=str(paths["saved_model"])),
+        evaluation=dsl.Artifact(uri=str(paths["evaluation"])),
+        store=str(store),
+        model_name="pets",
+        label=label,
+        deployment=deployment,
     )
     return deployment
 
 
-def test_the_step_says_where_the_version_is(tmp_path, saved_model):
+def test_the_step_says_where_the_version_is_and_what_a_server_made_of_it(pushed, tmp_path, capsys):
     store = tmp_path / "store"
-    for status in ("published", "already there"):
-        deployment = deploy(tmp_path, saved_model, store)
-        facts = json.loads((tmp_path / "deployment" / "deployment.json").read_text())
-        assert facts == {
-            "uri": str(store / "pets" / "5"),
-            "version": "5",
-            "status": status,
-            "model_name": "pets",
-        }
-        assert deployment.metadata == facts
-    assert (store / "pets" / "5" / "saved_model.pb").read_bytes() == b"graph"
+    deployment = deploy(pushed, tmp_path, store, label="canary")
+    facts = json.loads((tmp_path / "deployment" / "deployment.json").read_text())
+    validation = facts.pop("validation")
+    assert facts == {
+        "uri": str(store / "pets" / "3"),
+        "version": "3",
+        "status": "published",
+        "model_name": "pets",
+        "label": "canary",
+        "previous": None,
+    }
+    assert set(validation) == {"pictures", "largest_difference", "rest", "grpc", "seconds"}
+    assert deployment.metadata["label"] == "canary"
+    assert deployment.metadata["largest_difference"] == validation["largest_difference"] <= 1e-5
+    assert json.loads(json.dumps(deployment.metadata)) == deployment.metadata
+    assert (store / "pets" / "3" / "saved_model.pb").is_file()
+    (row,) = releases.list_versions(store=str(store), model_name="pets")
+    assert (row.version, row.label) == (3, "canary")
+    assert "a server answered 8 pictures as evaluated" in capsys.readouterr().out
 
 
-def test_the_step_fails_on_a_corrupt_artifact_and_writes_nothing(tmp_path, saved_model):
-    (tmp_path / "saved_model" / "5" / "saved_model.pb").write_bytes(b"gr@ph")
+def test_the_step_fails_on_a_corrupt_artifact_and_writes_nothing(pushed, tmp_path):
+    corrupt = copy_export(pushed, tmp_path / "corrupt")
+    (corrupt / "3" / "saved_model.pb").write_bytes(b"gr@ph")
     with pytest.raises(InputError, match="corrupt"):
-        deploy(tmp_path, saved_model, tmp_path / "store")
+        deploy(pushed, tmp_path, tmp_path / "store", saved_model=corrupt)
     assert not (tmp_path / "deployment").exists()
     assert not (tmp_path / "store").exists()
