@@ -4,16 +4,18 @@
 """
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("graftflow.serving")
 
 _DRAIN_SECONDS = 30
+_END_SECONDS = 5  # for graphs that still run after that
 _HEADER_SECONDS = 20  # a client may take for a request's line and headers
+_READ_SECONDS = 30  # a client may read nothing of its answer
 
 
 def listen(host: str, port: int, flag: str = "--rest_api_port") -> socket.socket:
@@ -102,7 +106,11 @@ async def serve(options: Options, bound: socket.socket | None) -> None:
         stopped.cancel()
     finally:
         await asyncio.to_thread(models.close)
-        await asyncio.to_thread(inference.close)
+        closing = asyncio.create_task(asyncio.to_thread(inference.close))
+        if not (await asyncio.wait((closing,), timeout=_END_SECONDS))[0]:
+            # A graph cannot be interrupted, and Python waits for its threads: a process that is told to end ends.
+            log.warning("ending within a request that had no deadline")
+            os._exit(0)
 
 
 def _load(models: "ModelSet", options: Options) -> None:
@@ -150,24 +158,60 @@ async def _serve_ports(
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that do not bring a request's line and headers in time."""
+    """Ends connections that keep a request or an answer waiting, and refuses what is no HTTP in JSON."""
+
+    _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._patience = self.loop.call_later(_HEADER_SECONDS, self._give_up)
+        self._expect_request()
+        self._watch(0)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None:
-            self._patience.cancel()  # from here on the keep-alive's and the body's own limits hold
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._be_patient()  # from here on the keep-alive's and the body's own limits hold
+        elif self._patience is None:
+            self._expect_request()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer a client that has sent its whole request and says that nothing follows."""
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return None
+        self.cycle.keep_alive = False
+        return True
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP as every other error; where an answer has begun there is none."""
+        body = json.dumps({"error": msg}).encode()
+        headers = [("Content-Type", "application/json"), ("Connection", "close")]
+        headers.append(("Content-Length", str(len(body))))
+        answer = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        with suppress(h11.LocalProtocolError):
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._patience.cancel()
+        self._be_patient()
+        self._watching.cancel()
         super().connection_lost(exc)
 
-    def _give_up(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
+    def _expect_request(self) -> None:
+        self._patience = self.loop.call_later(_HEADER_SECONDS, self.transport.close)
+
+    def _be_patient(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _watch(self, before: int) -> None:
+        """Give up a client that has not read a byte of its answer for a while."""
+        left = self.transport.get_write_buffer_size()
+        if before and left >= before:
+            self.transport.abort()
+            return
+        self._watching = self.loop.call_later(_READ_SECONDS, self._watch, left)
 
 
 def _uvicorn(application: Any) -> uvicorn.Config:
@@ -220,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _exit_quietly)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for every request that is no HTTP
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
