@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,10 +13,47 @@ from graftflow.serving.status import invalid
 
 LIMIT = 64 * 2**20  # bytes of a request, unpacked
 _WORTH_PACKING = 1024  # bytes of an answer
+_ROOM = (
+    4 * LIMIT
+)  # bytes of all large requests that are in memory at a time; read as JSON they take some 17 times that
+_SMALL = 2**20  # bytes of a request that needs no room
 
 
 class TooLargeError(Exception):
     """A request body beyond the limit."""
+
+
+class Room:
+    """Lets requests wait for memory: many large ones at a time are answered one after the other."""
+
+    def __init__(self) -> None:
+        self._free = _ROOM
+        self._left = asyncio.Condition()
+
+    @asynccontextmanager
+    async def taken(self, request: Request) -> AsyncIterator[None]:
+        """Hold the room that a request's body may take, once there is so much."""
+        size = _most_bytes(request)
+        if size <= _SMALL:
+            yield
+            return
+        async with self._left:
+            await self._left.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            async with self._left:
+                self._free += size
+                self._left.notify_all()
+
+
+def _most_bytes(request: Request) -> int:
+    """The bytes that a request's body may come to, as its headers tell, at most the limit."""
+    told = request.headers.get("content-length", "")
+    if not told.isdecimal() or "content-encoding" in request.headers:
+        return LIMIT if told or "transfer-encoding" in request.headers else 0
+    return min(int(told), LIMIT)
 
 
 async def read(request: Request) -> bytes:

@@ -34,16 +34,21 @@ DTYPES: dict[str, Any] = {
     "uint64": np.uint64,
 }
 _SHOWN = 256  # characters of a received value in a message
+# Lists in a request, an object counting as three: each takes some 80 bytes, whatever it holds. The largest request
+# that is nothing but pixels, "[0,0,0]," for each, has no more.
+_MOST_LISTS = 2**23
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in ``body``; ``NaN``, ``Infinity`` and ``-Infinity`` are numbers.
 
     Raises:
-        ServingError: INVALID_ARGUMENT where ``body`` is empty, no JSON, no object or too deep.
+        ServingError: INVALID_ARGUMENT where ``body`` is empty, no JSON, no object, too deep or of too many parts.
     """
     if not body:
         raise invalid("JSON Parse error: The document is empty")
+    if body.count(b"[") + 3 * body.count(b"{") > _MOST_LISTS:
+        raise invalid(f"JSON Parse error: More than {_MOST_LISTS} lists, where an object counts as three")
     try:
         # The fast reader knows the standard alone; what it refuses is read again, or refused, by Python's,
         # which knows NaN and infinities and tells where an error is.

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+from contextlib import AsyncExitStack
 from typing import Any
 from urllib.parse import unquote
 
@@ -26,6 +27,7 @@ log = logging.getLogger("graftflow.serving")
 
 # A body beyond this many bytes is read and written on a thread: the event loop answers the others.
 _LARGE = 32 * 2**10
+_SHOWN = 4096  # characters of an error
 
 _TARGET = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _POST = re.compile(_TARGET + r":(?P<method>predict|classify|regress)", re.IGNORECASE)
@@ -53,6 +55,7 @@ class RestApi:
     ) -> None:
         self._inference, self._timeout = inference, timeout
         self._monitoring_path, self._cors = monitoring_path, cors
+        self._room = bodies.Room()
 
     def application(self) -> Starlette:
         """Return the ASGI application."""
@@ -71,8 +74,13 @@ class RestApi:
     async def _answer(self, request: Request) -> Response:
         if self._cors and request.method == "OPTIONS":
             return Response(status_code=200)
-        if request.method == "GET" and request.url.path == self._monitoring_path:
+        if request.method == "GET" and request.scope["path"] == self._monitoring_path:
             return Response(monitoring.exposition(), headers={"Content-Type": monitoring.CONTENT_TYPE})
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # What a proxy before us takes for the next request may be this one's body.
+            refusal = _error("A request must have one of Transfer-Encoding and Content-Length", 400)
+            refusal.headers["Connection"] = "close"
+            return refusal
         try:
             text = await self._dispatch(request)
             return await bodies.respond(request, text)
@@ -82,13 +90,15 @@ class RestApi:
             return _error(str(error), 413)
         except ClientDisconnect:
             return Response(status_code=HTTP_STATUS[Code.CANCELLED])
+        except asyncio.CancelledError:  # the drain is over
+            return _error("The server ends", 503)
         except Exception:
-            log.exception("%s %s failed", request.method, request.url.path)
+            log.exception("%s %s failed", request.method, request.scope["path"])
             return _error("Internal error; the server's log says more", 500)
 
     async def _dispatch(self, request: Request) -> str:
         # The path as sent: it is matched before it is decoded, so "%2F" is never a separator.
-        path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii", "replace")
+        path = request.scope.get("raw_path", request.scope["path"].encode()).decode("ascii", "replace")
         if not path.lower().startswith("/v1/"):
             raise ServingError(Code.NOT_FOUND, f"Not Found: {path}")
         match = (
@@ -106,61 +116,60 @@ class RestApi:
             if match["resource"]:
                 return self._metadata(spec)
             return json.dumps(status_json(self._inference.models.statuses(spec)), indent=1) + "\n"
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._timeout
-        try:
-            body = await asyncio.wait_for(bodies.read(request), self._timeout)
-        except TimeoutError:
-            raise ServingError(
-                Code.DEADLINE_EXCEEDED, f"The request's body must arrive within {self._timeout:g} s"
-            ) from None
-        method = match["method"].lower()
+        end = asyncio.get_running_loop().time() + self._timeout
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout_at(end):
+                    await held.enter_async_context(self._room.taken(request))
+                    body = await bodies.read(request)
+            except TimeoutError:
+                raise ServingError(
+                    Code.DEADLINE_EXCEEDED, f"The request's body must arrive within {self._timeout:g} s"
+                ) from None
+            return await self._answer_body(spec, body, match["method"].lower(), end)
+
+    async def _answer_body(self, spec: ModelSpec, body: bytes, method: str, end: float) -> str:
         with counted(self._inference.known(spec.name), method, "REST"):
             run = self._predict if method == "predict" else self._on_examples
-            return await run(spec, body, method, max(1e-3, end - loop.time()))
+            return await run(spec, body, method, end)
 
-    async def _predict(self, spec: ModelSpec, body: bytes, method: str, timeout: float) -> str:
-        document = await self._parse(body)
-        spec = _with_signature(spec, document)
-        version = self._inference.models.get(spec)
-        wanted = version.signature(signature_key(spec)).inputs
-
-        def tensors() -> tuple[dict[str, Tensor], json_inputs.Format]:
-            inputs, form = json_inputs.read_inputs(document, wanted)
+    async def _predict(self, named: ModelSpec, body: bytes, method: str, end: float) -> str:
+        def read() -> tuple[ModelSpec, Any, dict[str, Tensor], json_inputs.Format]:
+            # In one go: the document, many times as large as the tensors, waits for nobody.
+            document = json_inputs.parse_object(body)
+            spec = _with_signature(named, document)
+            version = self._inference.models.get(spec)
+            inputs, form = json_inputs.read_inputs(document, version.signature(signature_key(spec)).inputs)
             if json_inputs.has_infinity(inputs):
                 json_inputs.refuse_overflow(body)
-            return inputs, form
+            return spec, version, inputs, form
 
-        large = len(body) > _LARGE
-        inputs, form = await self._inference.elsewhere(tensors) if large else tensors()
-        outputs = await self._inference.predict(spec, version, inputs, timeout=timeout)
+        spec, version, inputs, form = await self._read(read, body)
+        outputs = await self._inference.predict(spec, version, inputs, timeout=_seconds_to(end))
         if sum(tensor.size for tensor in outputs.values()) > _LARGE:
             return str(await self._inference.elsewhere(json_outputs.write_outputs, outputs, form))
         return json_outputs.write_outputs(outputs, form)
 
-    async def _on_examples(self, spec: ModelSpec, body: bytes, method: str, timeout: float) -> str:
-        document = await self._parse(body)
-        spec = _with_signature(spec, document)
-
-        def read() -> Any:
+    async def _on_examples(self, named: ModelSpec, body: bytes, method: str, end: float) -> str:
+        def read() -> tuple[ModelSpec, Any]:
+            document = json_inputs.parse_object(body)
+            spec = _with_signature(named, document)
             given = examples.read_examples(document)
             if examples.has_infinity(given):
                 json_inputs.refuse_overflow(body)
-            return given
+            return spec, given
 
         # As TensorFlow Serving: the body is judged before the model is looked for.
-        given = await self._inference.elsewhere(read) if len(body) > _LARGE else read()
-        version = self._inference.models.get(spec)
+        spec, given = await self._read(read, body)
+        version, timeout = self._inference.models.get(spec), _seconds_to(end)
         if method == "classify":
             found = await self._inference.classify(spec, version, given, timeout)
             return str(await self._inference.elsewhere(classifications.write_classifications, found))
         found = await self._inference.regress(spec, version, given, timeout)
         return str(await self._inference.elsewhere(classifications.write_regressions, found))
 
-    async def _parse(self, body: bytes) -> dict[str, Any]:
-        if len(body) > _LARGE:
-            return dict(await self._inference.elsewhere(json_inputs.parse_object, body))
-        return json_inputs.parse_object(body)
+    async def _read(self, work: Any, body: bytes) -> Any:
+        return await self._inference.elsewhere(work) if len(body) > _LARGE else work()
 
     def _metadata(self, spec: ModelSpec) -> str:
         model = self._inference.models.get(spec)
@@ -200,6 +209,11 @@ def _version(text: str | None) -> int | None:
     return int(text)
 
 
+def _seconds_to(end: float) -> float:
+    return max(1e-3, end - asyncio.get_running_loop().time())
+
+
 def _error(message: str, status: int) -> Response:
+    message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"
     text = json.dumps({"error": message}, indent=1, ensure_ascii=False) + "\n"
     return Response(text.encode("utf-8", "replace"), status, media_type="application/json")
