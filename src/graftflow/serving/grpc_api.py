@@ -26,12 +26,14 @@ from graftflow.errors import InputError
 from graftflow.serving import classifications, config_texts, tensor_protos
 from graftflow.serving.config_texts import TlsSettings
 from graftflow.serving.inference import Inference, check_inputs, counted, signature_key
+from graftflow.serving.json_inputs import Tensor
 from graftflow.serving.model_sets import ModelSpec
 from graftflow.serving.status import Code, ServingError, invalid
 
 log = logging.getLogger("graftflow.serving")
 
 MESSAGE_LIMIT = 64 * 2**20  # bytes of a request, as of one over REST; answers may be larger
+_HANDSHAKE_SECONDS = 10  # in which a new connection speaks HTTP/2
 _MESSAGE_BYTES = 4096  # of an error; clients refuse 8 KiB of headers
 _SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
@@ -108,10 +110,15 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
                 raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
             wanted = version.signatures[key].inputs
             check_inputs(request.inputs, wanted)
-            inputs = {
-                name: tensor_protos.read(name, proto, wanted[name], position)
-                for position, (name, proto) in enumerate(sorted(request.inputs.items()))
-            }
+
+            def read() -> dict[str, Tensor]:
+                return {
+                    name: tensor_protos.read(name, proto, wanted[name], position)
+                    for position, (name, proto) in enumerate(sorted(request.inputs.items()))
+                }
+
+            slow = any(map(tensor_protos.is_slow, request.inputs.values()))
+            inputs = await self._inference.elsewhere(read) if slow else read()
             outputs = await self._inference.predict(
                 spec, version, inputs, request.output_filter, context.time_remaining()
             )
@@ -281,6 +288,8 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a silent half
                 ("grpc.http2.max_ping_strikes", 0),
+                # A connection that says nothing would hold up the end of the server as long as this.
+                ("grpc.server_handshake_timeout_ms", 1000 * _HANDSHAKE_SECONDS),
             ],
             maximum_concurrent_rpcs=512,
         )

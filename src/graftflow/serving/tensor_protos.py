@@ -21,6 +21,8 @@ _PACKED: dict[str, tuple[int, str]] = {
 _NAMES = {number: name.removeprefix("DT_").lower() for name, number in types_pb2.DataType.items()}
 # Their content is used where it lies in the message.
 _IN_PLACE = {"float": "<f4", "double": "<f8", "int32": "<i4", "int64": "<i8", "uint8": "u1"}
+_MOST_DIMENSIONS = 64  # as in numpy
+_MANY = 2**15  # values, which take some milliseconds
 _VARINTS = {
     "int32": "int_val",
     "int16": "int_val",
@@ -49,9 +51,11 @@ def read(alias: str, proto: Any, dtype: str, position: int = 0) -> Tensor:
     name = _NAMES.get(proto.dtype, str(proto.dtype))
     if name != dtype:
         raise invalid(f"Expects arg[{position}] to be {dtype} but {name} is provided")
-    shape = [d.size for d in proto.tensor_shape.dim]
     # Before any memory is taken: a short message may claim a shape of billions.
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape) or not _plausible(proto, shape):
+    if proto.tensor_shape.unknown_rank or len(proto.tensor_shape.dim) > _MOST_DIMENSIONS:
+        raise invalid(f"tensor parsing error: {alias}")
+    shape = [d.size for d in proto.tensor_shape.dim]
+    if any(size < 0 for size in shape) or not _plausible(proto, shape):
         raise invalid(f"tensor parsing error: {alias}")
     try:
         if proto.tensor_content and dtype == "string":
@@ -64,15 +68,30 @@ def read(alias: str, proto: Any, dtype: str, position: int = 0) -> Tensor:
 
 
 def _plausible(proto: Any, shape: list[int]) -> bool:
-    """Whether the values fill the shape, or are one that is to be repeated within 64 MiB."""
-    count = 1
-    for size in shape:
-        count *= size
+    """Whether the values fill the shape, or are some of which the last is to be repeated, within 64 MiB."""
+    count = math.prod(shape)
     if proto.tensor_content and proto.dtype == types_pb2.DT_STRING:
         return count <= len(proto.tensor_content)  # a length of each at least
     if proto.tensor_content:
         return bool(count * tf.dtypes.as_dtype(proto.dtype).size == len(proto.tensor_content))
-    given = max(
+    given = _given(proto)
+    if given == count > 0:
+        return True
+    # Also where a side is 0: the graph may take the others alone.
+    claimed = math.prod(size or 1 for size in shape)
+    longest = max(map(len, proto.string_val), default=0) if given <= count else 0
+    each = 64 + longest if proto.dtype == types_pb2.DT_STRING else 16
+    return given <= count and claimed * each <= 2**26
+
+
+def is_slow(proto: Any) -> bool:
+    """Whether reading the tensor takes so long that the event loop should not wait for it."""
+    return _given(proto) > _MANY or (proto.dtype == types_pb2.DT_STRING and len(proto.tensor_content) > _MANY)
+
+
+def _given(proto: Any) -> int:
+    """How many values the typed fields hold."""
+    return max(
         len(proto.half_val),
         len(proto.float_val),
         len(proto.double_val),
@@ -85,7 +104,6 @@ def _plausible(proto: Any, shape: list[int]) -> bool:
         len(proto.uint32_val),
         len(proto.uint64_val),
     )
-    return given == count or (0 < given < count <= 2**22) or (given == 0 and count <= 2**22)
 
 
 def _texts(content: bytes, count: int) -> Tensor:
