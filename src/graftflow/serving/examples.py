@@ -15,6 +15,7 @@ from tensorflow_serving.apis import input_pb2
 from graftflow.serving.json_inputs import Tensor, decode_base64, is_base64, json_type, show
 from graftflow.serving.status import ServingError, invalid
 
+_CONTEXT_BYTES = 64 * 2**20  # of a request's context, which is copied for each of its examples
 _KINDS = {bool: "int64", int: "int64", float: "float", str: "bytes", dict: "bytes"}
 
 
@@ -87,13 +88,18 @@ def serialized_examples(request_input: Any) -> Tensor:
         Shape (n,), objects of ``bytes``, n ≥ 1.
 
     Raises:
-        ServingError: INVALID_ARGUMENT where there is no example.
+        ServingError: INVALID_ARGUMENT where there is no example, or the context of all takes too much.
     """
     kind = request_input.WhichOneof("kind")
     listed = getattr(request_input, kind) if kind else None
     if listed is None or not listed.examples:
         raise invalid("Input is empty.")
     context = listed.context.SerializeToString() if kind == "example_list_with_context" else b""
+    if len(context) * len(listed.examples) > _CONTEXT_BYTES:
+        raise invalid(
+            f"A context, once for each example, must be at most {_CONTEXT_BYTES} bytes. "
+            f"Received: {len(context)} for {len(listed.examples)} examples"
+        )
     tensor = np.empty(len(listed.examples), np.object_)
     tensor[:] = [context + example.SerializeToString() for example in listed.examples]
     return tensor
