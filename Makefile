@@ -24,11 +24,12 @@ PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(cal
 	$(call given,ATTACK_STEPS,attack-steps) $(call given,ATTACK_PICTURES,attack-pictures) \
 	$(call given,ATTACK_TARGET,attack-target) $(call given,IDEAL_CLASSES,ideal-classes) \
 	$(call given,IDEAL_STEPS,ideal-steps) $(call given,VERSION,version) $(call given,STORE,store) \
-	$(call given,MODEL_NAME,model-name) $(call given,RUNS,runs)
+	$(call given,MODEL_NAME,model-name) $(call given,LABEL,label) $(call given,RUNS,runs)
 
 STORE ?= models
 MODEL_NAME ?= graftflow
 PORT ?= 8501
+GRPC_PORT ?= 8500
 URL ?= http://127.0.0.1:$(PORT)
 
 ##@ The whole pipeline
@@ -73,14 +74,33 @@ $(STEPS): $(RUN_READY)
 	@$(PY) -m pipelines.run_step $(subst -,_,$@) $(call given,RUN,run) $(PARAMETERS)
 
 ##@ The deployed model
-.PHONY: serve query
-serve: $(RUN_READY) ## Serve the store's newest version: make serve PORT=8501
-	@$(PY) -m graftflow.serving --rest_api_port=$(PORT) --model_name=$(MODEL_NAME) \
-		--model_base_path=$(STORE)/$(MODEL_NAME)
+# Labels and policies stand in the store's models.config; a store without one serves its newest version.
+SERVED = $(if $(or $(wildcard $(STORE)/models.config),$(if $(wildcard $(STORE)/$(MODEL_NAME)),,none)),--model_config_file='$(STORE)/models.config' \
+	--model_config_file_poll_wait_seconds=1,--model_name='$(MODEL_NAME)' --model_base_path='$(STORE)/$(MODEL_NAME)')
+RELEASES = @$(PY) -m graftflow.releases
 
-query: $(RUN_READY) ## Ask it: make query IMAGE=cat.jpg (or URL=http://tf-serving:8501)
+.PHONY: serve query
+serve: $(RUN_READY) ## Serve the store over REST and gRPC: make serve PORT=8501 GRPC_PORT=8500 FLAGS=--enable_batching
+	@$(PY) -m graftflow.serving --rest_api_port=$(PORT) --port=$(GRPC_PORT) $(SERVED) $(FLAGS)
+
+query: $(RUN_READY) ## Ask it: make query IMAGE=cat.jpg (URL=grpc://tf-serving:8500 LABEL=canary FORMAT=csv WATCH=1)
 	@test -n "$(IMAGE)" || { echo "error: IMAGE must name a picture or a folder: make query IMAGE=cat.jpg" >&2; exit 2; }
-	@$(PY) -m graftflow.serving.query --url $(URL) --model $(MODEL_NAME) $(IMAGE)
+	@$(PY) -m graftflow.serving.query --url $(URL) --model $(MODEL_NAME) $(call given,LABEL,label) \
+		$(call given,VERSION,version) $(call given,FORMAT,format) $(if $(WATCH),--watch) $(FLAGS) $(IMAGE)
+
+.PHONY: releases promote rollback
+releases: $(RUN_READY) ## The store's versions and their labels: make releases STORE=models
+	$(RELEASES) list --store '$(STORE)' --model-name '$(MODEL_NAME)'
+
+promote: $(RUN_READY) ## Make the canary stable
+	$(RELEASES) promote --store '$(STORE)' --model-name '$(MODEL_NAME)' $(call given,VERSION,version)
+
+rollback: $(RUN_READY) ## Make the stable version before stable again
+	$(RELEASES) rollback --store '$(STORE)' --model-name '$(MODEL_NAME)'
+
+.PHONY: manifests
+manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and check it offline
+	@$(PY) -m manifests.render $(OVERLAYS)
 
 ##@ Development
 .PHONY: test lint types clean
@@ -100,7 +120,7 @@ lock: ## Renew both lock files (needs uv)
 		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements-dev.lock
 
 clean: ## Remove runs, deployed models and the environment
-	rm -rf runs models $(VENV)
+	rm -rf runs models build $(VENV)
 
 ##@ The environment (made when first needed)
 $(RUN_READY): requirements.lock pyproject.toml
