@@ -3,7 +3,7 @@
 All of it is TensorFlow operations, so that a server that runs nothing but the graph turns and refuses pictures as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -128,15 +128,38 @@ def read_pixels(image: tf.Tensor) -> tf.Tensor:
     """
     # Hundreds of operations on single numbers: on a GPU each would wait for the bus.
     with tf.device("/CPU:0"):
-        is_jpeg = tf.equal(tf.strings.substr(image, 0, 3), b"\xff\xd8\xff")
-        pixels = tf.cond(is_jpeg, lambda: _read_jpeg(image), lambda: _read_other(image))
+        start, marker, size = tf.unstack(_words(image, 3))
+        (second,) = tf.unstack(
+            _words(tf.strings.substr(image, tf.minimum(4 + size, tf.strings.length(image)), 2), 1)
+        )
+        is_jpeg = tf.equal(start, 0xFFD8) & (marker >= 0xFF00)
+        # Most pictures have one segment, JFIF, before those that EXIF never follows: they are spared the search.
+        may_be_turned = (marker >= 0xFFE0) & (tf.equal(marker, 0xFFE1) | (second >= 0xFFE0))
+        kind = tf.where(is_jpeg, tf.where(may_be_turned, 1, 0), 2)
+        with tf.init_scope():
+            readers = [_reader(read) for read in (_read_jpeg, _read_turned_jpeg, _read_other)]
+        # Not tf.switch_case: TensorFlow lays its branches out in one graph and visits also the hundreds of operations
+        # that it does not compute: 0.5 ms of a core a picture more than plain decoding, instead of 0.3 ms.
+        (pixels,) = tf.raw_ops.Case(branch_index=kind, input=[image], Tout=[tf.uint8], branches=readers)
         return tf.ensure_shape(pixels, (None, None, 3))
+
+
+def _reader(read: Callable[[tf.Tensor], tf.Tensor]) -> Any:
+    def on_cpu(image: tf.Tensor) -> tf.Tensor:
+        with tf.device("/CPU:0"):
+            return read(image)
+
+    signature = [tf.TensorSpec((), tf.string)]
+    return tf.function(on_cpu, input_signature=signature, autograph=False).get_concrete_function()
 
 
 def _read_jpeg(image: tf.Tensor) -> tf.Tensor:
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(image, tf.int64))
-    pixels = _decode(_bounded(image, width, height))
-    orientation = _jpeg_orientation(image)
+    return _decode(_bounded(image, width, height))
+
+
+def _read_turned_jpeg(image: tf.Tensor) -> tf.Tensor:
+    pixels, orientation = _read_jpeg(image), _jpeg_orientation(image)
     return tf.cond(orientation > 1, lambda: _turn(pixels, orientation), lambda: pixels)
 
 
@@ -220,10 +243,7 @@ def _jpeg_orientation(image: tf.Tensor) -> tf.Tensor:
     def step(at: Any, size: Any, _found: Any, _going: Any) -> Any:
         at += size
         # Marker and length of a segment; the length counts itself and not the marker.
-        words = tf.io.decode_raw(
-            tf.strings.substr(image, at, 4), tf.uint16, little_endian=False, fixed_length=4
-        )
-        marker, size = tf.unstack(tf.cast(words, tf.int32))
+        marker, size = tf.unstack(_words(tf.strings.substr(image, at, 4), 2))
         size += 2
         whole = (size >= 4) & (at + size <= length)
         walkable = tf.equal(marker // 16, 0xFFE) | tf.equal(marker, 0xFFFE)
@@ -290,6 +310,11 @@ def _turn(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def _bytes(data: tf.Tensor, count: int) -> tf.Tensor:
     """Return the first bytes of a string, ``int64 (count,)``, 0 where it is shorter."""
     return tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=count), tf.int64)
+
+
+def _words(data: tf.Tensor, count: int) -> tf.Tensor:
+    """Return the first big-endian words of two bytes, ``int32 (count,)``, 0 where the string is shorter."""
+    return tf.cast(tf.io.decode_raw(data, tf.uint16, little_endian=False, fixed_length=2 * count), tf.int32)
 
 
 def _little(digits: tf.Tensor) -> tf.Tensor:
