@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -306,10 +307,7 @@ class GrpcServer:
             else:
                 self._server.add_secure_port(address, _credentials(tls))
         except RuntimeError as error:
-            raise InputError(
-                f"Cannot listen on {address}: Address already in use. Choose another --port, "
-                "or stop the server that has this one."
-            ) from error
+            raise InputError(_why_not(host, port, address)) from error
 
     async def start(self) -> None:
         """Accept requests."""
@@ -319,6 +317,26 @@ class GrpcServer:
         """Refuse new requests and wait for those that run, at most so many seconds."""
         self._health.drain()
         await self._server.stop(seconds)
+
+
+def _why_not(host: str, port: int, address: str) -> str:
+    """Return why gRPC could not have a port: it does not say itself."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        return (
+            f"Cannot listen on {address}: {error.strerror}. Choose another --port, "
+            "or stop the server that has this one."
+        )
+    return (
+        "--ssl_config_file must hold a private key, its certificate and the clients' authority in PEM. "
+        f"Received: what TLS on {address} cannot be made of"
+    )
 
 
 def _credentials(tls: TlsSettings) -> Any:
