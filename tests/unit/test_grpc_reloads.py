@@ -1,12 +1,19 @@
 """Reloads of the configuration over gRPC, and TLS, on real server processes."""
 
+import asyncio
+import socket
+
 import grpc
 import numpy as np
 import pytest
+import requests
 from tensorflow_serving.apis import model_management_pb2
 
+from graftflow.errors import InputError
+from graftflow.serving.config_texts import TlsSettings
+from graftflow.serving.grpc_api import GrpcServer
 from tests.unit.grpc_calls import SECONDS, connected, failure, models_config
-from tests.unit.serving_model import running_server
+from tests.unit.serving_model import free_port, running_server
 from tests.unit.tensor_models import install, save_versions
 
 X = np.array([[1.0, 2.0], [3.0, 4.5]], np.float32)
@@ -18,7 +25,7 @@ def exports(tmp_path_factory):
 
 
 class TestReload:
-    """HandleReloadConfigRequest, on a server of its own."""
+    """HandleReloadConfigRequest, on a server of its own that speaks gRPC alone."""
 
     @pytest.fixture(scope="class")
     def store(self, exports, tmp_path_factory):
@@ -34,6 +41,9 @@ class TestReload:
         log = tmp_path_factory.mktemp("log") / "log"
         flags = ("--rest_api_port=0", "--max_num_load_retries=0")
         with running_server(store / "toy", log, *flags) as server, connected(server.address) as found:
+            assert "http:" not in server.log()
+            with pytest.raises(requests.ConnectionError):
+                requests.get(f"{server.url}/v1/models/toy", timeout=5)
             yield found
 
     @staticmethod
@@ -112,6 +122,13 @@ class TestTls:
         with connected(address, grpc.ssl_channel_credentials(certificate, key, certificate)) as stubs:
             assert stubs.predict({"x": X})["y"].tolist() == X.tolist()
 
+    def test_a_pair_that_does_not_fit_is_told_as_such_and_not_as_a_port_in_use(self, pair):
+        for key, certificate in ((b"junk", b"junk"), (pair[0], self_signed()[1]), (b"junk", pair[1])):
+            with pytest.raises(
+                InputError, match="--ssl_config_file must hold a private key, its certificate"
+            ):
+                listen_once("127.0.0.1", free_port(), TlsSettings(key, certificate))
+
     def test_others_are_not(self, address, pair):
         other_key, other = self_signed()
         for credentials in (
@@ -122,6 +139,26 @@ class TestTls:
         ):
             with connected(address, credentials) as stubs:
                 assert failure(stubs.predict, {"x": X}, timeout=5)[0] == "UNAVAILABLE"
+
+
+def listen_once(host, port, tls=None):
+    async def listen():
+        GrpcServer(None, host, port, tls)
+
+    asyncio.run(listen())
+
+
+def test_a_port_that_cannot_be_had_is_told_with_its_reason():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"Cannot listen on 127.0.0.1:{port}: Address already in use"):
+            listen_once("127.0.0.1", port)
+    with pytest.raises(
+        InputError, match="Cannot listen on 203.0.113.5:8500: Cannot assign requested address"
+    ):
+        listen_once("203.0.113.5", 8500)
 
 
 def self_signed():

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import math
+import re
 import socket
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_a_signature_whose_dtypes_json_has_not_is_refused_with_a_reason(server):
     columns = {name: [] for name in every_input()}
     answer = post(server, "toy:predict", {"signature_name": "every", "inputs": columns})
     assert (answer.status_code, list(answer.json())) == (501, ["error"])
-    assert "complex" in answer.json()["error"]
+    assert re.search("type: (half|bfloat16|complex64|complex128)", answer.json()["error"])
 
 
 def test_nan_and_infinity_go_in_and_out_as_bare_tokens(server):
@@ -245,13 +246,3 @@ def test_metrics_are_off_and_grpc_is_off_where_the_flags_say_so(plain):
     host, _, port = plain.address.partition(":")
     with pytest.raises(ConnectionRefusedError), socket.create_connection((host, int(port)), 5):
         pass
-
-
-def test_rest_is_off_where_its_port_is_zero(exports, tmp_path):
-    install(exports / "1", tmp_path / "toy", 1)
-    with running_server(tmp_path / "toy", tmp_path / "log", "--rest_api_port=0") as server:
-        assert "http:" not in server.log()
-        with pytest.raises(requests.ConnectionError):
-            requests.get(f"{server.url}/v1/models/toy", timeout=5)
-        with connected(server.address) as stubs:
-            assert stubs.status() == [(1, "AVAILABLE", 0, "")]
