@@ -11,6 +11,7 @@ from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     input_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
@@ -20,6 +21,12 @@ from tensorflow_serving.apis import (
 )
 
 SECONDS = 20  # enough for any answer, so that no test hangs
+TYPED_FIELDS = {
+    "bool": "bool_val", "int8": "int_val", "int16": "int_val", "int32": "int_val", "int64": "int64_val",
+    "uint8": "int_val", "uint16": "int_val", "uint32": "uint32_val", "uint64": "uint64_val",
+    "float16": "half_val", "bfloat16": "half_val", "float32": "float_val", "float64": "double_val",
+    "complex64": "scomplex_val", "complex128": "dcomplex_val", "string": "string_val",
+}  # fmt: skip
 
 
 class Stubs:
@@ -128,6 +135,23 @@ def regress_request(records: list[Mapping[str, float]], signature: str = "regres
     """A ``RegressionRequest`` of examples."""
     request = regression_pb2.RegressionRequest(input=example_input(records))
     fill_spec(request.model_spec, signature=signature, **spec)
+    return request
+
+
+def fill_typed_field(proto: Any, row: Any) -> None:
+    """Put numbers into the field of their dtype, as the clients of other languages do."""
+    field = TYPED_FIELDS["string" if row.dtype == object else row.dtype.name]
+    if row.dtype.kind == "c":
+        row = row.view(row.real.dtype)  # real and imaginary parts in turn
+    getattr(proto, field).extend((row.view(np.uint16) if field == "half_val" else row).tolist())
+
+
+def multi_request(records: list[Mapping[str, float]], *tasks: tuple[str, int | None, str, str]) -> Any:
+    """A ``MultiInferenceRequest`` of tasks: model, version, signature and method."""
+    request = inference_pb2.MultiInferenceRequest(input=example_input(records))
+    for name, version, signature, method in tasks:
+        task = request.tasks.add(method_name=method)
+        fill_spec(task.model_spec, name, version, signature=signature)
     return request
 
 

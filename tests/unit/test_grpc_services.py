@@ -10,19 +10,21 @@ from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    inference_pb2,
     predict_pb2,
 )
 
 from graftflow.serving.classifications import CLASSIFY_METHOD, REGRESS_METHOD
+from tests.unit.example_models import PREDICT, save_graph_model
 from tests.unit.grpc_calls import (
     SECONDS,
+    TYPED_FIELDS,
     classify_request,
     connected,
     example_input,
     failure,
-    fill_spec,
+    fill_typed_field,
     models_config,
+    multi_request,
     predict_request,
     regress_request,
 )
@@ -31,12 +33,6 @@ from tests.unit.tensor_models import RECORDS, TEXTS, every_input, install, save_
 
 X = np.array([[1.0, 2.0], [3.0, 4.5]], np.float32)
 FOREVER = np.array([2**62])
-TYPED_FIELDS = {
-    "bool": "bool_val", "int8": "int_val", "int16": "int_val", "int32": "int_val", "int64": "int64_val",
-    "uint8": "int_val", "uint16": "int_val", "uint32": "uint32_val", "uint64": "uint64_val",
-    "float16": "half_val", "bfloat16": "half_val", "float32": "float_val", "float64": "double_val",
-    "complex64": "scomplex_val", "complex128": "dcomplex_val", "string": "string_val",
-}  # fmt: skip
 PYTHON_TEXT = ("Traceback", "Graph execution error", 'File "', "tf.", "Op:", "{{node", "Detected at")
 
 
@@ -47,7 +43,7 @@ def exports(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(exports, tmp_path_factory):
-    """Versions 1 (stable) and 2 (canary) of ``toy``, one request at a time, shared by these tests."""
+    """Versions 1 (stable) and 2 (canary) of ``toy``, and ``graph`` of TensorFlow 1; one request at a time."""
     folder = tmp_path_factory.mktemp("grpc")
     for number in (1, 2):
         install(exports / str(number), folder / "toy", number)
@@ -55,7 +51,9 @@ def server(exports, tmp_path_factory):
         f'base_path: "{folder / "toy"}" model_version_policy {{ all {{}} }} '
         'version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 }'
     )
-    (folder / "models.config").write_text(models_config(toy=entry))
+    save_graph_model(folder / "graph" / "1")
+    graph = f'base_path: "{folder / "graph"}"'
+    (folder / "models.config").write_text(models_config(toy=entry, graph=graph))
     flags = (
         f"--model_config_file={folder / 'models.config'}",
         "--grpc_max_threads=1",
@@ -88,14 +86,6 @@ def test_a_version_answers_by_its_number_and_by_its_label(stubs, spec, number):
     assert answer.model_spec.version.value == number
     assert answer.model_spec.version_label == ""
     assert list(answer.outputs["total"].float_val) == [3.0 * number, 7.5 * number]
-
-
-def fill_typed_field(proto, row):
-    """Put numbers into the field of their dtype, as the clients of other languages do."""
-    field = TYPED_FIELDS["string" if row.dtype == object else row.dtype.name]
-    if row.dtype.kind == "c":
-        row = row.view(row.real.dtype)  # real and imaginary parts in turn
-    getattr(proto, field).extend((row.view(np.uint16) if field == "half_val" else row).tolist())
 
 
 @pytest.mark.parametrize("typed", [False, True])
@@ -245,9 +235,8 @@ def test_classify_regress_and_multi_inference_agree_with_predict(stubs):
             == numbers[:, 0].tolist()
             == [version * r.get("x", 0.0) for r in RECORDS]
         )
-    request = inference_pb2.MultiInferenceRequest(input=example_input(RECORDS))
-    task = request.tasks.add(method_name=REGRESS_METHOD)
-    fill_spec(task.model_spec, label="stable", signature="regress")
+    request = multi_request(RECORDS, ("toy", None, "regress", REGRESS_METHOD))
+    request.tasks[0].model_spec.version_label = "stable"
     answer = stubs.prediction.MultiInference(request, timeout=SECONDS).results
     assert [r.model_spec.version.value for r in answer] == [1]
     assert [r.value for r in answer[0].regression_result.regressions] == [2.0, 0.0, -3.5]
@@ -275,18 +264,38 @@ def test_bad_examples_get_their_own_status(stubs, request_, code, message):
     assert message in said
 
 
-def test_multi_inference_checks_its_tasks(stubs):
-    request = inference_pb2.MultiInferenceRequest(input=example_input(RECORDS))
-    code, _ = failure(stubs.prediction.MultiInference, request, timeout=SECONDS)
-    assert code == "INVALID_ARGUMENT"
-    for method, signature in ((CLASSIFY_METHOD, "classify"), (REGRESS_METHOD, "no")):
-        task = request.tasks.add(method_name=method)
-        fill_spec(task.model_spec, signature=signature)
-    code, _ = failure(stubs.prediction.MultiInference, request, timeout=SECONDS)
-    assert code == "INVALID_ARGUMENT"
-    request.tasks[0].model_spec.version.value = 9
-    code, _ = failure(stubs.prediction.MultiInference, request, timeout=SECONDS)
-    assert code in ("NOT_FOUND", "INVALID_ARGUMENT")
+def test_multi_inference_answers_every_task_in_order(stubs):
+    """Half of x plus 2 or 3, by two methods on one input."""
+    tasks = (("graph", None, "regress", REGRESS_METHOD), ("graph", None, "", CLASSIFY_METHOD))
+    regressed, classified = stubs.prediction.MultiInference(
+        multi_request(RECORDS, *tasks), timeout=SECONDS
+    ).results
+    assert [r.value for r in regressed.regression_result.regressions] == [3.0, 2.0, 0.25]
+    rows = [[(c.label, c.score) for c in r.classes] for r in classified.classification_result.classifications]
+    assert rows[0] == [("two", 3.0), ("drei ✓", 4.0)]
+    assert (classified.model_spec.name, classified.model_spec.version.value) == ("graph", 1)
+    assert [r.model_spec.signature_name for r in (regressed, classified)] == ["regress", "serving_default"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "code", "message"),
+    [
+        ([], "INVALID_ARGUMENT", "ModelSpec has no name specified."),
+        ([("graph", 9, "regress", REGRESS_METHOD)], "NOT_FOUND", "Specific(graph, 9)"),
+        ([("other", None, "regress", REGRESS_METHOD)], "NOT_FOUND", "Latest(other)"),
+        ([("graph", None, "no", REGRESS_METHOD)], "INVALID_ARGUMENT", "not found in model graph: no"),
+        ([("graph", None, "regress", PREDICT)], "UNIMPLEMENTED", "Unsupported signature method_name"),
+        ([("graph", None, "regress", REGRESS_METHOD)] * 2, "INVALID_ARGUMENT", "Duplicate evaluation"),
+        ([("graph", None, "regress", REGRESS_METHOD), ("toy", None, "regress", REGRESS_METHOD)],
+         "INVALID_ARGUMENT", "must access the same model name"),
+        ([("graph", None, "regress", REGRESS_METHOD), ("graph", None, "other_input", REGRESS_METHOD)],
+         "INVALID_ARGUMENT", "Input tensor must be the same"),
+    ],
+)  # fmt: skip
+def test_multi_inference_checks_its_tasks(stubs, tasks, code, message):
+    got, said = failure(stubs.prediction.MultiInference, multi_request(RECORDS, *tasks), timeout=SECONDS)
+    assert got == code
+    assert message in said
 
 
 def test_metadata_is_what_was_exported(stubs, exports):
