@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 from PIL import Image
 
 from graftflow import calibration, datasets, export, files, metrics
+from graftflow.preprocessing import read_pixels
 from graftflow.progress import Progress
 
 
@@ -165,8 +165,7 @@ def _save_pictures(dataset_path: str | Path, indices: list[int], folder: Path) -
     wanted = {index: rank for rank, index in enumerate(indices)}
     for index, record in enumerate(datasets.read_split(dataset_path, "test")):
         if index in wanted:
-            pixels = tf.io.decode_image(record["image"], channels=3, expand_animations=False)
-            picture = Image.fromarray(pixels.numpy())
+            picture = Image.fromarray(read_pixels(record["image"]).numpy())
             picture.thumbnail((320, 320))
             buffer = io.BytesIO()
             picture.save(buffer, "JPEG", quality=88)

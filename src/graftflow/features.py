@@ -17,6 +17,7 @@ from graftflow import (
     caches,
     datasets,
     efficientnet_lite,
+    encodings,
     feature_cache,
     files,
     preprocessing,
@@ -146,7 +147,7 @@ def cache_facts(identity: dict[str, Any]) -> dict[str, Any]:
     Args:
         identity: of :func:`graftflow.backbones.identity`. The name of its weights does not count, their digest does.
     """
-    sources = (preprocessing.decode, preprocessing.PixelPreprocessing, efficientnet_lite)
+    sources = (preprocessing, encodings, efficientnet_lite)
     code = "".join(inspect.getsource(source) for source in sources)
     return {
         "identity": {name: value for name, value in identity.items() if name != "weights"},
