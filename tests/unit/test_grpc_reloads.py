@@ -7,6 +7,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import model_management_pb2
 
 from graftflow.errors import InputError
@@ -128,6 +129,21 @@ class TestTls:
                 InputError, match="--ssl_config_file must hold a private key, its certificate"
             ):
                 listen_once("127.0.0.1", free_port(), TlsSettings(key, certificate))
+
+    def test_without_client_verify_a_client_needs_no_certificate(self, pair):
+        async def check():
+            port = free_port()
+            server = GrpcServer(None, "127.0.0.1", port, TlsSettings(*pair))
+            await server.start()
+            try:
+                credentials = grpc.ssl_channel_credentials(pair[1])
+                async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+                    health = health_pb2_grpc.HealthStub(channel)
+                    return await health.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
+            finally:
+                await server.stop(0)
+
+        assert asyncio.run(check()).status == health_pb2.HealthCheckResponse.SERVING
 
     def test_others_are_not(self, address, pair):
         other_key, other = self_signed()

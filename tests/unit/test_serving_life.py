@@ -249,6 +249,22 @@ def test_warm_up_requests_of_every_kind_are_replayed(life, exports):
     assert life.answers("warm") == 1
 
 
+def test_a_version_that_is_loading_is_told_so_while_the_old_one_answers(life, exports):
+    install(exports / "1", life.folder / "slow", 1)
+    life.list(toy="", slow="")
+    life.until("slow", {1: "AVAILABLE"})
+    version = life.folder / "slow.tmp"
+    shutil.copytree(exports / "2", version)
+    write_log(version, ("predict_log", predict_request({"turns": turns_of(life.stubs, 2.0)}, "spin")))
+    install(version, life.folder / "slow", 2)
+    life.until("slow", {1: "AVAILABLE", 2: "LOADING"})
+    assert life.answers("slow") == 1
+    assert life.stubs.status(name="slow", version=2) == [(2, "LOADING", 0, "")]
+    assert failure(life.answers, "slow", version=2)[0] == "NOT_FOUND"
+    life.until("slow", {1: "END", 2: "AVAILABLE"})
+    assert life.answers("slow") == 2
+
+
 def large_version(folder):
     """A model with a variable of 50 MB."""
     import tensorflow as tf
