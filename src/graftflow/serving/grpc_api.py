@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -24,7 +25,7 @@ from tensorflow_serving.apis import (
 )
 
 from graftflow.errors import InputError
-from graftflow.serving import classifications, config_texts, tensor_protos
+from graftflow.serving import bodies, classifications, config_texts, tensor_protos
 from graftflow.serving.config_texts import TlsSettings
 from graftflow.serving.inference import Inference, check_inputs, counted, signature_key
 from graftflow.serving.json_inputs import Tensor
@@ -68,6 +69,7 @@ def _answered(handler: Handler) -> Handler:
         except Exception:
             log.exception("%s failed", handler.__name__)
             code, message = Code.INTERNAL, "Internal error; the server's log says more"
+        del request  # the aborted call refers to this frame, until the garbage collector comes
         return await context.abort(grpc.StatusCode[code.name], _cut(message))
 
     return answer
@@ -119,7 +121,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer): 
                 }
 
             slow = any(map(tensor_protos.is_slow, request.inputs.values()))
-            inputs = await self._inference.elsewhere(read) if slow else read()
+            inputs = await self._inference.elsewhere(read, size=request.ByteSize()) if slow else read()
             outputs = await self._inference.predict(
                 spec, version, inputs, request.output_filter, context.time_remaining()
             )
@@ -272,6 +274,47 @@ def _answer_spec(response: Any, spec: ModelSpec, number: int) -> None:
     response.model_spec.version.value = number
 
 
+class _Admission:
+    """Registers services so that their large requests wait for room before they are parsed.
+
+    Args:
+        server: the ``grpc.aio`` server.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server, self._room = server, bodies.Room()
+
+    def add_generic_rpc_handlers(self, services: Sequence[Any]) -> None:
+        """Register, as the generated functions ask of a server."""
+        self._server.add_generic_rpc_handlers([_AdmittingService(s, self._room) for s in services])
+
+
+class _AdmittingService(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, service: Any, room: bodies.Room) -> None:
+        self._service, self._room = service, room
+        self._methods: dict[str, Any] = {}
+
+    def service(self, handler_call_details: Any) -> Any:
+        name = handler_call_details.method
+        if name not in self._methods:
+            method = self._service.service(handler_call_details)
+            if method is None:
+                return None
+            self._methods[name] = self._admitting(method)
+        return self._methods[name]
+
+    def _admitting(self, method: Any) -> Any:
+        async def answer(content: bytes, context: Context) -> Any:
+            async with self._room.taken(len(content)):
+                try:
+                    request = [method.request_deserializer(content)]
+                except DecodeError:
+                    return await context.abort(grpc.StatusCode.INTERNAL, "Error parsing request proto")
+                return await method.unary_unary(request.pop(), context)
+
+        return grpc.unary_unary_rpc_method_handler(answer, None, method.response_serializer)
+
+
 class GrpcServer:
     """The gRPC port.
 
@@ -294,10 +337,11 @@ class GrpcServer:
             ],
             maximum_concurrent_rpcs=512,
         )
+        services = _Admission(self._server)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(inference), self._server
+            PredictionService(inference), services
         )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(inference), self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(inference), services)
         self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -18,6 +18,8 @@ from graftflow.serving.status import Code, ServingError, invalid
 if TYPE_CHECKING:
     from graftflow.serving.saved_models import LoadedVersion
 
+_LARGE = 4 * 2**20  # bytes of a request
+
 
 class Inference:
     """Runs models on threads of its own; the event loop only waits.
@@ -31,6 +33,7 @@ class Inference:
     def __init__(self, models: ModelSet, threads: int, batching: BatchingParameters | None) -> None:
         self.models = models
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="run")
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._batcher = Batcher(batching) if batching is not None else None
         self._used: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
 
@@ -161,9 +164,16 @@ class Inference:
         inputs = {call.input_key: serialized}
         return await self.predict(spec, version, inputs, call.output_keys, timeout, api)
 
-    async def elsewhere(self, work: Any, *arguments: Any) -> Any:
-        """Run a function on one of the threads: what would hold up the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    async def elsewhere(self, work: Any, *arguments: Any, size: int = 0) -> Any:
+        """Run a function on one of the threads: what would hold up the event loop.
+
+        Args:
+            work: the function.
+            arguments: its arguments.
+            size: bytes that it reads; many take seconds, for which the threads of the graph are not there.
+        """
+        threads = self._readers if size > _LARGE else self._threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
     def close(self) -> None:
         """Give up what still runs, and wait for its end: a graph could run for ever."""
@@ -171,7 +181,8 @@ class Inference:
             version.close()
         if self._batcher is not None:
             self._batcher.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._threads, self._readers):
+            threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _run_until(

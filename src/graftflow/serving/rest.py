@@ -120,7 +120,7 @@ class RestApi:
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout_at(end):
-                    await held.enter_async_context(self._room.taken(request))
+                    await held.enter_async_context(self._room.taken(bodies.most_bytes(request)))
                     body = await bodies.read(request)
             except TimeoutError:
                 raise ServingError(
@@ -169,7 +169,7 @@ class RestApi:
         return str(await self._inference.elsewhere(classifications.write_regressions, found))
 
     async def _read(self, work: Any, body: bytes) -> Any:
-        return await self._inference.elsewhere(work) if len(body) > _LARGE else work()
+        return await self._inference.elsewhere(work, size=len(body)) if len(body) > _LARGE else work()
 
     def _metadata(self, spec: ModelSpec) -> str:
         model = self._inference.models.get(spec)
