@@ -237,6 +237,15 @@ def test_values_go_there_and_back_with_the_models_dtypes(client):
         client.predict([{"numbers": [None], "counts": 1, "texts": ""}], "echo")
 
 
+def test_signatures_are_looked_up_again_after_a_refusal(double, client):
+    client.predict([picture()], "serving_default")
+    double.signatures = ["other"]  # a new version has taken over
+    with pytest.raises(RefusedError, match='signature key "serving_default" not found'):
+        client.predict([picture()], "serving_default")
+    with pytest.raises(RefusedError, match="signature 'serving_default' not found. It has: echo, other"):
+        client.predict([picture()], "serving_default")
+
+
 def test_inputs_that_have_no_name_are_refused_where_there_are_several(double, client):
     with pytest.raises(InputError, match="instances must name the inputs counts, numbers, texts"):
         client.predict([1.0], "echo")

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def run(scripted, capsys):
         return code, captured.out, captured.err
 
     return call
+
+
+def heed_interruptions():
+    """In a new process: what runs in a shell's background inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command(*arguments):
@@ -142,7 +148,9 @@ class TestFormats:
             for name in ("a.jpg", "notes.txt", "a.jpg"):
                 process.stdin.write(f"{pictures}/{name}\n".encode())
                 process.stdin.flush()
-                told = json.loads(process.stdout.readline())  # the next path is not written before
+                # The next path is not written before.
+                assert select.select([process.stdout], [], [], 20)[0]
+                told = json.loads(process.stdout.readline())
                 assert told["picture"] == f"{pictures}/{name}"
                 assert ("error" in told) == (name == "notes.txt")
         finally:
@@ -250,6 +258,7 @@ class TestFailures:
             process = subprocess.Popen(
                 command(pictures, "--url", url, "--model=pets", f"--in-flight={in_flight}", "--batch-size=1"),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
+                preexec_fn=heed_interruptions,
             )  # fmt: skip
             end = time.monotonic() + 20
             while not (scripted.requests or double.requests) and time.monotonic() < end:
@@ -308,6 +317,7 @@ class TestWatch:
         process = subprocess.Popen(
             command(pictures / "a.jpg", "--watch", "--url", scripted.url),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
+                preexec_fn=heed_interruptions,
         )  # fmt: skip
         end = time.monotonic() + 20
         while len(scripted.requests) < 20 and time.monotonic() < end:
@@ -344,6 +354,20 @@ class TestOrder:
             for result in in_order(work, iter(range(100)), 4):
                 found.append(result)
         assert found == [0, 1, 2, 3, 4]
+
+    def test_nothing_is_begun_after_a_failure(self):
+        begun = []
+
+        def work(number):
+            begun.append(number)
+            if number == 0:
+                raise ValueError("zero")
+            time.sleep(0.1)
+
+        with pytest.raises(ValueError, match="zero"):
+            list(in_order(work, iter(range(100)), 2))
+        time.sleep(0.3)
+        assert len(begun) <= 3
 
     def test_a_reader_that_fails_is_told_too(self):
         def items():
