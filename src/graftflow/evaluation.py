@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from PIL import Image
 
 from graftflow import calibration, datasets, export, files, metrics
@@ -134,6 +135,8 @@ def write_evaluation(
     probabilities, labels, paths = predict_split(saved_model_path, dataset_path, "test")
     summary = summarise(probabilities, labels, classes, seed=seed)
     temperature = files.read_json(Path(saved_model_path) / "export.json")["temperature"]
+    # A GPU rounds otherwise (TF32): whoever compares with these probabilities must know.
+    summary["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     summary["before_scaling"] = before_scaling(probabilities, labels, temperature)
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)

@@ -16,10 +16,12 @@ from typing import Any
 from graftflow import datasets
 from graftflow.deployment import verified_export
 from graftflow.errors import InputError
+from graftflow.files import read_json
 from graftflow.server_processes import ServerProcess, running_server
 from graftflow.serving.client import Client
 
-TOLERANCE = 1e-5
+# Of a probability, by the device that evaluated: a GPU multiplies in TF32, with a mantissa of 10 bits.
+TOLERANCES = {"CPU": 1e-5, "GPU": 1e-2}
 NUM_PICTURES = 32
 TIMEOUT = 600.0  # seconds: a server with a large network on a busy node takes minutes to load and warm it
 _BATCHES = {1: 8, 8: NUM_PICTURES}  # size of a batch → how many pictures are sent in such batches
@@ -78,6 +80,7 @@ def check_push(
     started = time.monotonic()
     version, _, _ = verified_export(saved_model)
     classes, evaluated = read_predictions(evaluation)
+    tolerance = TOLERANCES[evaluated_on(evaluation)]
     print(f"loading version {version} in a model server", flush=True)
     deadline = started + timeout
     try:
@@ -89,7 +92,9 @@ def check_push(
                 pictures = reading.result()
                 print(f"asking it about {len(pictures)} test pictures over REST and gRPC", flush=True)
                 found = {
-                    url.partition(":")[0]: _compare(server, url, model_name, pictures, classes, deadline)
+                    url.partition(":")[0]: _compare(
+                        server, url, model_name, pictures, classes, deadline, tolerance
+                    )
                     for url in (server.rest, server.grpc)
                 }
     except InputError as error:
@@ -103,6 +108,22 @@ def check_push(
         grpc=found["grpc"],
         seconds=round(time.monotonic() - started, 2),
     )
+
+
+def evaluated_on(evaluation: str | Path) -> str:
+    """Return what an ``evaluation`` artifact was computed on, ``CPU`` or ``GPU``.
+
+    Raises:
+        InputError: where its ``evaluation.json`` is missing or tells something else.
+    """
+    file = Path(evaluation) / "evaluation.json"
+    try:
+        device = read_json(file).get("device", "CPU")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"evaluation must hold an evaluation.json. Received: {file} ({error})") from error
+    if device not in TOLERANCES:
+        raise InputError(f"device in {file} must be one of {', '.join(TOLERANCES)}. Received: {device!r}")
+    return str(device)
 
 
 def read_predictions(evaluation: str | Path) -> tuple[list[str], dict[str, tuple[float, ...]]]:
@@ -163,6 +184,7 @@ def _compare(
     pictures: Sequence[_Picture],
     classes: Sequence[str],
     deadline: float,
+    tolerance: float,
 ) -> float:
     """Return the largest difference over one protocol."""
     protocol = "gRPC" if url.startswith("grpc") else "REST"
@@ -184,11 +206,11 @@ def _compare(
                 raise InputError(f"Over {protocol}, in a batch of {len(batch)}: {about}") from error
             for picture, row in zip(batch, rows, strict=True):
                 place = f"'{picture.path}' over {protocol} in a batch of {len(batch)}"
-                largest = max(largest, _difference(picture, row, classes, place))
+                largest = max(largest, _difference(picture, row, classes, place, tolerance))
     return largest
 
 
-def _difference(picture: _Picture, row: Any, classes: Sequence[str], place: str) -> float:
+def _difference(picture: _Picture, row: Any, classes: Sequence[str], place: str, tolerance: float) -> float:
     """Return the largest difference of one picture's answer from the evaluation's."""
     try:
         served = [float(p) for p in row["probabilities"]]
@@ -202,13 +224,13 @@ def _difference(picture: _Picture, row: Any, classes: Sequence[str], place: str)
             f"The model must answer with the evaluation's {len(classes)} classes. Received: {len(served)} for {place}"
         )
     difference = max(abs(s - e) for s, e in zip(served, picture.expected, strict=True))
-    if not difference <= TOLERANCE:  # NaN is not
+    if not difference <= tolerance:  # NaN is not
         worst = max(
             range(len(classes)),
             key=lambda i: math.inf if math.isnan(served[i]) else abs(served[i] - picture.expected[i]),
         )
         raise InputError(
-            f"Its answers must be the evaluation's within {TOLERANCE:g}. Received: {classes[worst]} with probability "
+            f"Its answers must be the evaluation's within {tolerance:g}. Received: {classes[worst]} with probability "
             f"{served[worst]:.6g}, not {picture.expected[worst]:.6g}, for {place}"
         )
     best = classes[max(range(len(served)), key=served.__getitem__)]

@@ -15,6 +15,7 @@ import pytest
 
 from graftflow import push_checks, releases, server_processes
 from graftflow.errors import InputError
+from graftflow.files import read_json, write_json
 from graftflow.push_checks import check_push, read_predictions
 from graftflow.pushes import push
 from tests.unit.pushed_models import Pushed, copy_export, seal, write_export, write_pushed
@@ -86,6 +87,21 @@ def test_other_variables_than_those_evaluated_are_refused(pushed, store, tmp_pat
     )
     assert "within 1e-05" in said
     assert "over REST in a batch of 1" in said
+
+
+def test_an_evaluation_on_a_gpu_is_compared_as_exactly_as_a_gpu_rounds(pushed, store, tmp_path):
+    """A GPU multiplies with 10 bits: an honest version differs by more than 1e-5, another one by far more."""
+    on_gpu = Path(shutil.copytree(pushed.evaluation, tmp_path / "on-gpu"))
+    facts = read_json(on_gpu / "evaluation.json")
+    assert facts["device"] == "CPU"
+    write_json(on_gpu / "evaluation.json", facts | {"device": "abacus"})
+    assert "Received: 'abacus'" in refused(pushed, store, evaluation=on_gpu)
+    write_json(on_gpu / "evaluation.json", facts | {"device": "GPU"})
+    close = write_export(tmp_path / "close", scale=-4.01)
+    facts = push(**pushed.inputs(saved_model=close, evaluation=on_gpu), store=str(store), model_name="toy")
+    assert 1e-5 < facts["validation"]["largest_difference"] < 1e-2
+    other = write_export(tmp_path / "other", version=4, scale=4.0)
+    assert "within 0.01" in refused(pushed, store, saved_model=other, evaluation=on_gpu)
 
 
 def test_a_version_that_does_not_load_is_refused_with_the_servers_words(pushed, store, tmp_path):
@@ -189,7 +205,7 @@ def test_an_answer_is_compared_in_full(row, message):
     picture = push_checks._Picture("a.png", b"", (0.25, 0.75))
 
     def compare():
-        return push_checks._difference(picture, row, ["blue", "red"], "'a.png' over REST")
+        return push_checks._difference(picture, row, ["blue", "red"], "'a.png' over REST", 1e-5)
 
     if message is None:
         assert compare() == 0

@@ -59,7 +59,7 @@ class BatchingParameters:
         max_enqueued_batches: full batches that may wait; more requests are UNAVAILABLE.
         num_batch_threads: batches that run at a time.
         allowed_batch_sizes: sizes that batches are filled up to, ascending; none for any size.
-        pad_variable_length_inputs: whether inputs of unequal shape are filled up with zeros.
+        pad_variable_length_inputs: whether inputs of unequal shape are filled up with their first value.
     """
 
     max_batch_size: int = 1000

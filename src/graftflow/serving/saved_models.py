@@ -20,6 +20,8 @@ from graftflow.serving.json_inputs import Tensor
 from graftflow.serving.status import Code, ServingError, invalid
 
 log = logging.getLogger("graftflow.serving")
+# It advises against the session of TensorFlow 1, which TensorFlow Serving runs graphs in.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 WARM_UP_LIMIT = 1000  # records, as in TensorFlow Serving
