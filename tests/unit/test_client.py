@@ -9,10 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from functools import partial
-from http.server import ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -20,11 +17,9 @@ from PIL import Image
 
 from graftflow.errors import InputError
 from graftflow.serving.client import Client, PictureError, RefusedError, ServerUnreachableError
-from graftflow.serving.rankings import ranking
-from graftflow.serving.rest_client import retry_after
 from tests.unit.certificates import self_signed
 from tests.unit.scripted_server import RANKED, only_jpeg, scripted_server
-from tests.unit.serving_model import ROOT, free_port, picture
+from tests.unit.serving_model import ROOT, picture
 
 ANSWER = [("cat", 0.75), ("dog", 0.25)]
 JPEG = b"\xff\xd8\xffx"  # for a client that sends it as it is
@@ -213,78 +208,6 @@ def test_numbers_that_json_lacks_are_sent_as_tokens(scripted):
     assert str(scripted.requests[0][1]["instances"]) == "[[nan, inf]]"
 
 
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_server_is_asked_again(scripted, status):
-    busy = (status, {"error": "busy"}, {"Retry-After": "0"})
-    scripted.answers = [busy, busy, (200, {"predictions": [1.0]}, {})]
-    assert Client(scripted.url).predict([1.0]) == [1.0]
-    assert len(scripted.requests) == 3
-
-
-def test_a_server_that_says_when_to_come_back_is_not_asked_sooner(scripted):
-    scripted.answers = [(503, {"error": "busy"}, {"Retry-After": "1"}), (200, {"predictions": [1.0]}, {})]
-    start = time.monotonic()
-    assert Client(scripted.url, retry=0.1).predict([1.0]) == [1.0]
-    assert time.monotonic() - start >= 1
-    scripted.answers = [(503, {"error": "busy"}, {"Retry-After": "60"})]
-    scripted.requests.clear()
-    with pytest.raises(ServerUnreachableError, match="is busy"):
-        Client(scripted.url, timeout=2).predict([1.0])
-    assert len(scripted.requests) == 1
-
-
-def test_retry_after_is_read_in_both_forms():
-    assert retry_after("7") == 7
-    assert 50 < retry_after(format_datetime(datetime.now(UTC) + timedelta(minutes=1), usegmt=True)) <= 60
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after("soon") is None
-
-
-def test_a_server_that_stays_busy_ends_the_patience(scripted):
-    scripted.answers = [(503, {"error": "busy"}, {})]
-    with pytest.raises(ServerUnreachableError, match="is busy: busy"):
-        Client(scripted.url, retry=0.3).predict([1.0])
-    assert 2 <= len(scripted.requests) <= 8
-
-
-@pytest.mark.parametrize("status", [400, 404, 413, 500, 504])
-def test_other_errors_are_not_tried_again(scripted, status):
-    scripted.answers = [(status, {"error": "it says\nso"}, {})]
-    with pytest.raises(InputError, match="it says so"):
-        Client(scripted.url).predict([1.0])
-    assert len(scripted.requests) == 1
-
-
-def test_an_unreachable_server_is_named_with_the_way_to_start_one():
-    url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ServerUnreachableError) as caught:
-        Client(url, retry=0.2).predict([1.0])
-    assert url in str(caught.value)
-    assert "make serve" in str(caught.value)
-
-
-def test_a_server_that_starts_within_the_patience_is_reached(scripted):
-    port = free_port()
-    late = ThreadingHTTPServer(
-        ("127.0.0.1", port), scripted.server.RequestHandlerClass, bind_and_activate=False
-    )
-    late.daemon_threads = True
-
-    def start():
-        late.server_bind()
-        late.server_activate()
-        late.serve_forever(0.02)
-
-    timer = threading.Timer(0.3, start)
-    timer.start()
-    try:
-        assert Client(f"http://127.0.0.1:{port}").predict([1.0]) == [RANKED]
-    finally:
-        late.shutdown()
-        late.server_close()
-        timer.join()
-
-
 def test_a_server_that_never_answers_is_given_up():
     with (
         silent_server() as address,
@@ -408,80 +331,6 @@ def test_an_authority_that_is_not_trusted_is_told_and_one_that_is_given_is(tmp_p
             with pytest.raises(ServerUnreachableError, match="TLS with https://127.* fails: self.signed"):
                 client.predict([1.0])
             assert time.monotonic() - start < 3  # it is not tried again
-
-
-class TestKServe:
-    """The v1 protocol, as KServe's own model servers answer it: no versions, no signatures."""
-
-    @pytest.mark.parametrize(
-        ("ready", "state"), [(True, "AVAILABLE"), ("True", "AVAILABLE"), (False, "LOADING")]
-    )
-    def test_readiness_is_told_as_a_version_without_a_number(self, scripted, ready, state):
-        scripted.answers = [(200, {"name": "pets", "ready": ready}, {})]
-        (status,) = Client(scripted.url, "pets").status()
-        assert (status["version"], status["state"]) == ("", state)
-
-    @pytest.mark.parametrize(
-        ("row", "expected"),
-        [
-            (RANKED, ANSWER),
-            ({"probabilities": [0.25, 0.75], "label": "cat", "class_index": 1},
-             [("cat", 0.75), ("class 0", 0.25)]),
-            ({"probabilities": [0.25, 0.75], "label": "cat"}, [("cat", 0.75), ("class 0", 0.25)]),
-            ({"dense_1": [0.25, 0.75]}, [("class 1", 0.75), ("class 0", 0.25)]),
-            ([-1.5, 2], [("class 1", 2.0), ("class 0", -1.5)]),
-            ([["dog", 0.25], ["cat", 0.75]], ANSWER),
-        ],
-    )  # fmt: skip
-    def test_a_server_that_ignores_the_signature_is_understood(self, scripted, row, expected):
-        scripted.answers = [(200, {"predictions": [row]}, {})]
-        assert Client(scripted.url, "pets").classify_images([picture()]) == [expected]
-
-    def test_a_model_that_does_not_exist_is_told(self, scripted):
-        scripted.answers = [(404, {"error": "Model with name pets does not exist."}, {})]
-        with pytest.raises(ServerUnreachableError, match="serves no model 'pets': Model with name pets"):
-            Client(scripted.url, "pets").classify_images([picture()])
-
-    def test_a_gateways_errors_are_told(self, scripted):
-        scripted.answers = [(401, {"detail": "no token"}, {})]
-        with pytest.raises(ServerUnreachableError, match="lets nobody in like this: no token"):
-            Client(scripted.url, "pets").classify_images([picture()])
-        scripted.answers = [(502, b"<html>Bad gateway</html>", {})]
-        with pytest.raises(ServerUnreachableError, match="does not answer as a model server does: HTTP 502"):
-            Client(scripted.url, "pets").classify_images([picture()])
-
-
-def test_the_default_signature_serves_where_the_model_ranks_nothing(scripted):
-    def answer(body):
-        if body["signature_name"] == "ranked":
-            return 400, {"error": 'Serving signature name: "ranked" not found in signature def'}
-        return 200, {"predictions": [{"probabilities": [0.75, 0.25], "label": "cat", "class_index": 0}]}
-
-    scripted.answers = [(200, answer, {})]
-    client = Client(scripted.url)
-    for _ in range(2):
-        assert client.classify_images([picture()]) == [[("cat", 0.75), ("class 1", 0.25)]]
-    assert [b["signature_name"] for _, b in scripted.requests] == ["ranked"] + ["serving_default"] * 2
-    with pytest.raises(
-        ServerUnreachableError, match="model 'graftflow' must have a signature ranked. .* not found"
-    ):
-        Client(scripted.url, signature="ranked").classify_images([picture()])
-
-
-@pytest.mark.parametrize(
-    "row", [{"classes": ["a"]}, {"a": [1.0], "b": [2.0]}, "cat", 1.5, [], [["a", "b"]], {}]
-)
-def test_an_answer_without_classes_is_told(scripted, row):
-    with pytest.raises(InputError, match="must answer with classes and scores, probabilities, or a list"):
-        ranking(row)
-    scripted.answers = [(200, {"predictions": [row]}, {})]
-    with pytest.raises(ServerUnreachableError, match="signature 'ranked' of 'graftflow' cannot be read"):
-        Client(scripted.url).classify_images([picture()])
-
-
-def test_a_probability_that_is_no_number_comes_last():
-    ranked = ranking([0.1, float("nan"), 0.7])
-    assert [name for name, _ in ranked] == ["class 2", "class 0", "class 1"]
 
 
 def test_an_answer_with_too_few_rows_is_not_taken_for_whole(scripted):
