@@ -76,6 +76,7 @@ def test_pipelines_load_the_library_only_when_they_run(path: Path) -> None:
     [
         "graftflow.checks",
         "graftflow.serving.client",
+        "graftflow.releases",
         "graftflow.serving.query",
         "graftflow.report",
         "pipelines.compile",
