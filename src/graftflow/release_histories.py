@@ -50,8 +50,15 @@ class Standing:
         return self.line[-2] if len(self.line) > 1 else None
 
     def loaded(self) -> set[int]:
-        """Return the versions that a server loads: those with a label, and where a label may come from or go."""
-        return {*self.labels.values(), *(v for v in (self.previous, self.leaving) if v is not None)}
+        """Return the versions that a server loads: those with a label, and where a label may come from or go.
+
+        A previous version with a higher number than the stable one is not loaded: requests without version or
+        label, which get the newest, would get that one.
+        """
+        previous = self.previous
+        if previous is not None and self.stable is not None and previous > self.stable:
+            previous = None
+        return {*self.labels.values(), *(v for v in (previous, self.leaving) if v is not None)}
 
 
 def replay(events: Sequence[Event]) -> Standing:

@@ -66,6 +66,15 @@ def test_versions_come_and_go_back_one_by_one(store):
     ]
 
 
+def test_requests_without_a_label_never_get_the_version_before(store):
+    """They get the newest loaded one: a previous version with a higher number is not kept loaded."""
+    store.deploy(7)
+    store.deploy(3)
+    assert store.served() == ([3], {"stable": 3})
+    assert releases.rollback(**store.where).version == 7
+    assert store.served() == ([7], {"stable": 7})
+
+
 def test_after_a_rollback_a_new_version_goes_back_to_the_good_one(store):
     for version in (1, 2):
         store.deploy(version)
