@@ -1,0 +1,290 @@
+"""Ideal images: from noise, what a classifier is sure to see of a class (Olah et al. 2017, "Feature Visualization")."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from graftflow import attacks, backbones
+from graftflow.errors import InputError
+from graftflow.files import atomic_file
+from graftflow.imagenet_classes import imagenet_index
+
+# Square root of the covariance of ImageNet's colours, columns by variance: brightness, blue against
+# yellow, green against magenta; from lucid/optvis/param/color.py (Olah et al. 2017, "Feature
+# Visualization", Distill, section "Preconditioning"), divided by the longest column.
+_COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.46195
+# The two axes of colour reach what a photograph has only with this factor (looked at).
+_COLOURFULNESS = (1.0, 1.5, 1.5)
+_CONTRAST, _LEARNING_RATE, _SMOOTHNESS = 1.5, 0.03, 100.0
+_RADIANS, _MOVE = 0.1, 16 / 224
+# From coarse to fine: the blur in pixels of a side of 224 and how far a view reaches over the picture, at the first
+# step and from the given share of the steps on.
+_BLUR, _SHARP_FROM = 4.0, 0.6
+_FIRST_ZOOMS, _LAST_ZOOMS = (0.9, 1.15), (0.6, 1.1)
+# Weight of the statistics of batch normalisation (Yin et al. 2020, "Dreaming to Distill", equation 4).
+_NATURALNESS = 1.0
+
+_FRAMES, _FRAME_SIDE, _FRAME_MS, _LAST_FRAME_MS = 24, 192, 120, 2500
+
+Array = np.ndarray[Any, Any]
+Judge = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+class Drawing(NamedTuple):
+    """An ideal image.
+
+    Attributes:
+        pixels: ``float32 (size, size, 3)`` in [0, 1].
+        probability: of the class, for the picture rounded to 8 bits and squashed to the network's input.
+        frames: how it came about, ``uint8 (size, size, 3)`` each, first to last.
+    """
+
+    pixels: Array
+    probability: float
+    frames: list[Array]
+
+
+def draw(
+    class_name: str,
+    *,
+    backbone: str = "efficientnet_lite0",
+    weights: str = "imagenet",
+    seed: int = 0,
+    size: int = 288,
+    steps: int = 256,
+    advance: Callable[[], None] = lambda: None,
+) -> Drawing:
+    """Draw the ideal image of one ImageNet class.
+
+    Args:
+        class_name: first name of an ImageNet class, e.g. ``"Siamese cat"``.
+        backbone: a name of the table in :mod:`graftflow.backbones`.
+        weights: of the ImageNet classifier, as for :func:`graftflow.backbones.build_imagenet_classifier`.
+        seed: fixes the noise that the picture starts from and its jitter.
+        size: side of the picture in pixels, 32 … 1024; the network sees it at its own input size.
+        steps: of Adam, ≥ 1.
+        advance: called after every step.
+
+    Raises:
+        InputError: a setting is out of range, the class is none of ImageNet (the message names the nearest), the
+            backbone is unknown, or its weights cannot be had.
+    """
+    _check(steps, size)
+    index = imagenet_index(class_name)
+    classifier = backbones.build_imagenet_classifier(backbone, weights=weights)
+    return draw_ideal(
+        classifier, [index], size=size, steps=steps, seed=seed, num_frames=_FRAMES, advance=advance
+    )[0]
+
+
+def draw_ideal(
+    classifier: keras.Model,
+    classes: Sequence[int],
+    *,
+    size: int,
+    steps: int,
+    seed: int,
+    num_frames: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Drawing]:
+    """Draw, from noise, pictures that a classifier is sure of.
+
+    Adam ascends log p + logit − 100 · total variation − the distance of the layers' statistics from those of
+    photographs (:func:`judge_of`), of the picture turned, zoomed and moved a little at random in each step. The picture
+    is its Fourier transform divided by frequency, in uncorrelated colours: without them it is garish noise. It goes
+    from coarse to fine: at first blurred and seen whole, so that one subject fills it; then sharp and from nearer.
+
+    Args:
+        classifier: pixels ``float32 (n, s, s, 3)`` in [0, 1] → probabilities, with the layers ``preprocessing``,
+            ``backbone`` (a model of its own) and ``logits``.
+        classes: index of the class of each picture, in 0 … k − 1.
+        size: side of the pictures in pixels, 8 … 1024.
+        steps: of Adam, ≥ 1.
+        seed: fixes the noise and the jitter.
+        num_frames: how many stages each drawing keeps, at most; most of them are early ones.
+        advance: called after every step.
+
+    Returns:
+        A drawing a class, contrast stretched to [0, 1].
+
+    Raises:
+        InputError: where a setting is out of range.
+    """
+    _check(steps, size)
+    seen = int(classifier.input_shape[1])
+    judge = judge_of(classifier)
+    labels = tf.constant(list(classes), tf.int64)
+    shape = (2, 3, size, size // 2 + 1)
+    # Noise of its own for every class: a picture does not depend on which others are drawn with it.
+    noise = [tf.random.stateless_normal(shape, tf.constant((seed, index), tf.int64)) for index in classes]
+    spectrum = tf.Variable(0.01 * tf.stack(noise, axis=1))
+    optimizer = keras.optimizers.Adam(_LEARNING_RATE)
+    optimizer.build([spectrum])
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def ascend(transform: tf.Tensor, blur: tf.Tensor) -> None:
+        with tf.GradientTape() as tape:
+            pixels = _pixels_of(spectrum, size, blur)
+            logits, unnatural = judge(_transformed(pixels, transform, seen))
+            own = tf.gather(logits, labels, batch_dims=1)
+            cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = (
+                cross_entropy - own + _SMOOTHNESS * attacks.total_variation(pixels) + _NATURALNESS * unnatural
+            )
+        optimizer.apply(tape.gradient(loss, [spectrum]), [spectrum])
+
+    generator = np.random.default_rng(seed)
+    # The picture changes most at first.
+    last = max(num_frames - 1, 1)
+    kept = {round((steps - 1) * (place / last) ** 1.5) for place in range(num_frames)}
+    frames = []
+    for step in range(steps):
+        rest = max(0.0, 1 - step / (_SHARP_FROM * steps))
+        near, far = (end + (start - end) * rest for start, end in zip(_FIRST_ZOOMS, _LAST_ZOOMS, strict=True))
+        transform = _random_transform(generator, size, seen, (near, far))
+        blur = tf.constant(_BLUR * rest * size / 224, tf.float32)
+        ascend(tf.constant(transform, tf.float32), blur)
+        if step in kept:
+            frames.append(np.uint8(np.round(255 * _stretched(_pixels_of(spectrum, size, blur).numpy()))))
+        advance()
+    drawn = _stretched(_pixels_of(spectrum, size, tf.constant(0.0)).numpy())
+    probabilities = tf.nn.softmax(judge(_as_received(drawn, seen))[0])
+    return [
+        Drawing(drawn[number], float(probabilities[number, index]), [frame[number] for frame in frames])
+        for number, index in enumerate(classes)
+    ]
+
+
+def judge_of(classifier: keras.Model) -> Judge:
+    """Return a function from pixels to logits ``(n, k)`` and how unlike a photograph's its activations are ``(n,)``.
+
+    For every batch normalisation of the backbone: mean over channels of ((μ − m)² + (σ − s)²) / s², μ and σ of the
+    picture, m and s the statistics that the layer keeps of its training pictures; then the mean over the layers. It
+    is 0 for networks without such layers, VGG for instance.
+
+    Args:
+        classifier: as for :func:`draw_ideal`.
+    """
+    network = classifier.get_layer("backbone")
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in norms if len(layer.output.shape) == 4]
+    parts = keras.Model(network.input, [network.output, *(layer.input for layer in norms)])
+    pixels_to_input, head = classifier.get_layer("preprocessing"), head_of(classifier)
+
+    def judge(pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        outputs = tf.nest.flatten(parts(pixels_to_input(pixels), training=False))
+        unnatural = tf.zeros(tf.shape(pixels)[:1])
+        for layer, found in zip(norms, outputs[1:], strict=True):
+            mean, variance = tf.nn.moments(tf.cast(found, tf.float32), axes=(1, 2))
+            kept_mean, kept_deviation = layer.moving_mean, tf.sqrt(layer.moving_variance + layer.epsilon)
+            apart = (mean - kept_mean) ** 2 + (tf.sqrt(variance + layer.epsilon) - kept_deviation) ** 2
+            unnatural += tf.reduce_mean(apart / kept_deviation**2, axis=1) / len(norms)
+        return head(outputs[0]), unnatural
+
+    return judge
+
+
+def head_of(classifier: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return what stands between the backbone's output and the logits, as a function; weights are shared.
+
+    The backbone is a model inside of the classifier, and its layers belong to a graph of its own: whoever needs
+    activations calls the parts one after the other, since no model can be made across the two graphs.
+    """
+    names = [layer.name for layer in classifier.layers]
+    between = classifier.layers[names.index("backbone") + 1 : names.index("logits") + 1]
+
+    def head(outputs: tf.Tensor) -> tf.Tensor:
+        for layer in between:
+            outputs = layer(outputs)
+        return tf.cast(outputs, tf.float32)
+
+    return head
+
+
+def write_animation(destination: str | Path, frames: Sequence[Array], *, most_bytes: int = 300_000) -> None:
+    """Write frames as an animated WebP of 192 pixels that plays for ever and rests on its last frame.
+
+    Args:
+        destination: the file, ``.webp``.
+        frames: ``uint8 (h, w, 3)`` each, at least 1.
+        most_bytes: the quality is lowered until the file is not larger; the lowest is taken even where it is.
+    """
+    side = (_FRAME_SIDE, _FRAME_SIDE)
+    pictures = [Image.fromarray(frame).resize(side, Image.Resampling.LANCZOS) for frame in frames]
+    duration = [_FRAME_MS] * (len(pictures) - 1) + [_LAST_FRAME_MS]
+    buffer = io.BytesIO()
+    for quality in (75, 60, 45, 30, 15):
+        buffer = io.BytesIO()
+        pictures[0].save(
+            buffer,
+            "WEBP",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=duration,
+            loop=0,
+            quality=quality,
+            method=2,
+        )
+        if buffer.tell() <= most_bytes:
+            break
+    with atomic_file(destination) as aside:
+        aside.write_bytes(buffer.getvalue())
+
+
+def _check(steps: int, size: int) -> None:
+    if steps < 1:
+        raise InputError(f"steps must be at least 1. Received: {steps}.")
+    if not 8 <= size <= 1024:
+        raise InputError(f"size must lie in 8 … 1024 pixels. Received: {size}.")
+
+
+def _pixels_of(spectrum: tf.Tensor, size: int, blur: tf.Tensor) -> tf.Tensor:
+    """Return pixels ``(n, size, size, 3)`` of real and imaginary parts, scaled to 1/frequency, ``blur`` pixels wide."""
+    across, down = np.fft.rfftfreq(size)[None], np.fft.fftfreq(size)[:, None]
+    squared = across**2 + down**2
+    scale = tf.constant(size / np.maximum(np.sqrt(squared), 1 / size), tf.float32)
+    passed = scale * tf.exp(-2 * (np.pi * blur) ** 2 * tf.constant(squared, tf.float32))
+    waves = tf.complex(spectrum[0] * passed, spectrum[1] * passed)
+    planes = tf.signal.irfft2d(waves, (size, size)) / 4
+    colours = tf.constant(_CONTRAST * _COLOURS * np.array(_COLOURFULNESS), tf.float32)
+    return tf.sigmoid(tf.einsum("nchw,dc->nhwd", planes, colours))
+
+
+def _random_transform(
+    generator: np.random.Generator, size: int, seen: int, zooms: tuple[float, float]
+) -> Array:
+    """Return a small random turn, zoom and move about the centre, as a projective transform."""
+    angle, zoom = generator.uniform(-_RADIANS, _RADIANS), generator.uniform(*zooms) * size / seen
+    right, down = generator.uniform(-_MOVE * size, _MOVE * size, 2) + size / 2
+    cosine, sine, middle = zoom * np.cos(angle), zoom * np.sin(angle), seen / 2
+    across = [cosine, -sine, right + middle * (sine - cosine)]
+    return np.array([*across, sine, cosine, down - middle * (sine + cosine), 0, 0])
+
+
+def _transformed(pixels: tf.Tensor, transform: tf.Tensor, seen: int) -> tf.Tensor:
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=pixels,
+        transforms=transform[None],
+        output_shape=tf.constant((seen, seen)),
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+        fill_value=0.0,
+    )
+
+
+def _as_received(pixels: Array, seen: int) -> tf.Tensor:
+    """Round to 8 bits and squash, as pictures are decoded."""
+    rounded = tf.round(255 * pixels)
+    return tf.clip_by_value(tf.image.resize(rounded, (seen, seen), antialias=True) / 255, 0, 1)
+
+
+def _stretched(pixels: Array) -> Array:
+    """Stretch each picture so that its darkest and lightest hundredths reach 0 and 1."""
+    low, high = np.percentile(pixels, [1, 99], axis=(1, 2, 3), keepdims=True)
+    return np.asarray(np.clip((pixels - low) / np.maximum(high - low, 1e-6), 0, 1), np.float32)
