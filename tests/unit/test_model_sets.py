@@ -192,6 +192,41 @@ def test_labels_name_versions(tmp_path):
     assert error_of(models.get, ModelSpec("toy", label="canary")).code is Code.INVALID_ARGUMENT
 
 
+def test_no_label_is_ever_without_its_version(tmp_path):
+    """Whatever happens while a label moves: at every moment the label answers."""
+    make(tmp_path, 1, 2)
+    stable = ModelSpec("toy", label="stable")
+
+    def settings(number):
+        return ModelSettings(
+            "toy", tmp_path, VersionPolicy("specific", versions=(number,)), {"stable": number}
+        )
+
+    seen = []
+
+    class Watched(Version):
+        def __init__(self, number, path):
+            super().__init__(number, path)
+            if models.names():
+                seen.append(models.get(stable).number)
+
+    models = ModelSet(Watched)
+    models.configure([settings(1)])
+    unload = ModelStore._unload
+
+    def watched(store, numbers):
+        seen.append(models.get(stable).number)
+        unload(store, numbers)
+        seen.append(models.get(stable).number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelStore, "_unload", watched)
+        models.configure([settings(2)])
+        models.configure([settings(1)])
+    # Loading, before and after unloading, there and back.
+    assert seen == [1, 2, 2, 2, 1, 1]
+
+
 def test_a_label_of_a_version_that_does_not_load_leaves_the_labels_as_they_were(tmp_path):
     make(tmp_path, 1)
     make(tmp_path, 2, broken=True)

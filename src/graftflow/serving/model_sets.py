@@ -113,17 +113,22 @@ class ModelSet:
                     store = ModelStore(settings, self._load, self._retries)
                 store.settings = settings
                 stores[settings.name] = store
+            # Load, move the labels, unload: in that order no label is ever without its version.
+            for store in stores.values():
+                store.poll(unload=False)
+            self._stores = stores
+            try:
+                labels = {name: tags for name, tags in self._labels.items() if name in stores}
+                for settings in models:
+                    self._check_labels(settings, labels.get(settings.name, {}))
+                    labels[settings.name] = dict(settings.labels)
+                self._labels = labels
+            finally:
+                for name, store in before.items():
+                    if stores.get(name) is not store:
+                        store.unload_all()
             for store in stores.values():
                 store.poll()
-            self._stores = stores
-            for name, store in before.items():
-                if stores.get(name) is not store:
-                    store.unload_all()
-            labels = {name: tags for name, tags in self._labels.items() if name in stores}
-            for settings in models:
-                self._check_labels(settings, labels.get(settings.name, {}))
-                labels[settings.name] = dict(settings.labels)
-            self._labels = labels
 
     def reload(self, models: Sequence[ModelSettings]) -> None:
         """As :meth:`configure`, for a caller who waits for the new models to be available.
@@ -154,9 +159,10 @@ class ModelSet:
             )
 
     def poll(self) -> None:
-        """Look at every base path once."""
-        for store in list(self._stores.values()):
-            store.poll()
+        """Look at every base path once; not while the configuration changes."""
+        with self._configuring:
+            for store in list(self._stores.values()):
+                store.poll()
 
     def watch(self, seconds: float) -> None:
         """Poll every ``seconds`` on a thread of its own, until :meth:`close`."""

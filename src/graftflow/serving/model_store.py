@@ -110,8 +110,11 @@ class ModelStore:
             raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {self.name}")
         return [known[n] for n in sorted(known, reverse=True)]
 
-    def poll(self) -> None:
-        """Look at the base path once, load what should serve and unload what should not. Thread-safe."""
+    def poll(self, *, unload: bool = True) -> None:
+        """Look at the base path once, load what should serve and, with ``unload``, unload what should not.
+
+        Thread-safe.
+        """
         with self._lock:
             folders = self._folders()
             if not folders:
@@ -139,7 +142,7 @@ class ModelStore:
                 if number in self._serving or self._try(number, folders[number]):
                     kept.add(number)
             # Where nothing that is wanted loads, what serves stays.
-            if kept:
+            if kept and unload:
                 self._unload(set(self._serving) - kept)
 
     def unload_all(self) -> None:
