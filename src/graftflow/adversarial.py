@@ -1,67 +1,31 @@
-"""The ``adversarial`` artifact: how often a classifier is fooled, by what, and how that looks."""
+"""The ``adversarial`` artifact: how often a classifier is fooled, by what, and whether to believe it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
-from graftflow import attacks, datasets, preprocessing
+from graftflow import attack_curves, attacks, believability, corruptions, datasets, transferability
+from graftflow.attack_curves import ATTACKS, Curve
+from graftflow.attacked_pictures import AttackedPictures, load, stratified
 from graftflow.epsilons import whole_levels
 from graftflow.errors import InputError, unknown_name
-from graftflow.files import write_json
+from graftflow.files import read_json, write_json
+from graftflow.intervals import CONFIDENCE, share
+from graftflow.minimal_radii import minimal_radii
+from graftflow.predictions import Array, predict
 from graftflow.progress import Progress
 from graftflow.training import load_classifier
+from graftflow.triplets import write_triplets
 
-_BATCH = 32
+__all__ = ["key_figures", "robust_accuracy", "stratified", "write_adversarial"]
+
 _DESCENT_PICTURES, _DESCENT_STEPS, _DESCENT_PROBABILITY = 8, 50, 0.9
-_TRIPLETS = 4
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    """What is attacked: pixels of whole 1/255, as a PNG carries them."""
-
-    pixels: Array  # float32 (n, s, s, 3)
-    labels: Array  # int64 (n,)
-    targets: Array  # int64 (n,)
-    probabilities: Array  # float32 (n, k), before any attack
-
-    @property
-    def right(self) -> Array:
-        """Which are classified right before any attack, bool (n,)."""
-        return np.asarray(self.probabilities.argmax(axis=1) == self.labels)
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """One attack at every ε, picture by picture."""
-
-    name: str
-    targeted: bool
-    base: Array  # bool (n,): what accuracy is a share of
-    attacked: Array  # bool (n,): what success is a share of
-    wrong: Array  # bool (e, n): not the label predicted
-    reached: Array  # bool (e, n): the attack's own aim
-    first: dict[int, tuple[float, Array]]  # picture: smallest whole-level ε that fooled it, and how
-
-    def row(self, rounded: list[bool]) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "norm": "linf",
-            "targeted": self.targeted,
-            "accuracy": [_share(~wrong, self.base) for wrong in self.wrong],
-            "success": [_share(reached, self.attacked) for reached in self.reached],
-            "pictures": int(self.base.sum()),
-            "attacked": int(self.attacked.sum()),
-            "rounded": rounded,
-        }
+# Each costs gradients: enough for a histogram and a matrix.
+_MINIMAL_PICTURES, _TRANSFER_PICTURES = 16, 16
+# Means of the change of a channel, in 1/255, that a change of each L2 radius comes to.
+_L2_LEVELS = (0.125, 0.25, 0.5, 1.0)
 
 
 def write_adversarial(
@@ -74,17 +38,20 @@ def write_adversarial(
     steps: int,
     target_class: str,
     seed: int,
+    head_path: str | Path | None = None,
+    weights: str = "imagenet",
+    other_model_path: str | Path | None = None,
+    evaluation_path: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Attack a classifier on test pictures and write the ``adversarial`` artifact.
+    """Attack a classifier on test pictures, corrupt them, and write the ``adversarial`` artifact.
 
-    Figures are counted on pictures of 8 bits, as a server receives them in a PNG, with every change
-    within ε after rounding too. Below 1/255 no PNG can differ from the original: those radii are
-    counted on float pixels, as the ``pixels`` signature takes them, and marked ``false`` in
-    ``rounded``. ``accuracy`` is a share of all pictures (of a targeted attack: of those that are
-    not of the target class), ``success`` of those among them that were classified right at first.
-    PGD does not attack a picture again that it fooled at a smaller ε: that result lies in the
-    larger ball. FGSM takes its one step at every ε. ``worst_case`` is, picture by picture, the best
-    of all attacks at this ε or a smaller one.
+    Figures are counted on the pictures that a server decodes from a PNG, with every change within ε after rounding
+    too. Below 1/255 no PNG can differ from the original: those radii are counted on float pixels, as the ``pixels``
+    signature takes them, and marked ``false`` in ``rounded``. ``accuracy`` is a share of all pictures (of a targeted
+    attack: of those that are not of the target class), ``success`` of those among them that were classified right at
+    first. An iterated attack does not attack a picture again that it fooled at a smaller ε: that result lies in the
+    larger ball. FGSM takes its one step at every ε. ``worst_case`` is, picture by picture, the best of all attacks at
+    this ε or a smaller one. ``checks`` say whether all this can be believed.
 
     Args:
         destination: an existing folder; receives ``adversarial.json`` and ``triplets/*.png``.
@@ -93,82 +60,109 @@ def write_adversarial(
         num_pictures: how many, ≥ 1, the same number of each class as far as there are enough.
         epsilons: L-infinity radii in [0, 1]; sorted here.
         steps: of PGD, ≥ 1.
-        target_class: name of the class that targeted attacks aim at, or ``""``: of each picture the
-            class after its own.
-        seed: fixes the pictures and PGD's random start.
+        target_class: name of the class that targeted attacks aim at, or ``""``: of each picture the class after its
+            own.
+        seed: fixes the pictures, random starts and noise.
+        head_path: the ``head`` artifact that the model began with: adds its classifier, which was never fine-tuned, to
+            the transfer matrix.
+        weights: the backbone's weights, with which the head was trained.
+        other_model_path: a ``model`` artifact with the same classes, of any backbone, for the transfer matrix.
+        evaluation_path: the ``evaluation`` artifact of the same model, with which unchanged pictures are compared.
 
     Returns:
-        What was written to ``adversarial.json``; ``mean_linf`` is in units of 1/255, as
-        ``epsilons`` are.
+        What was written to ``adversarial.json``; ``mean_linf`` is in units of 1/255, as ``epsilons`` are.
 
     Raises:
-        InputError: where a setting is out of range, the class is unknown, the test split is empty,
-            or the model was trained on other classes.
+        InputError: where a setting is out of range, the class is unknown, the test split is empty, or a model was
+            trained on other classes.
     """
     radii = _checked(num_pictures, epsilons, steps)
     classes = datasets.load_info(Path(dataset_path)).classes
     if target_class and target_class not in classes:
         raise unknown_name("target_class", target_class, classes)
-    model = load_classifier(model_path)
-    if model.output_shape[-1] != len(classes):
-        raise InputError(
-            f"the model must have an output for each of the data's {len(classes)} classes. "
-            f"Received: {model.output_shape[-1]} outputs."
-        )
+    model = _load_model(model_path, len(classes))
     logits_of = attacks.logits_model(model)
     target = classes.index(target_class) if target_class else None
-    pictures = _load(logits_of, Path(dataset_path), num_pictures, target, model.input_shape[1], seed)
+    pictures = load(logits_of, Path(dataset_path), num_pictures, target, model.input_shape[1], seed)
+    contenders = _contenders(model, model_path, head_path, weights, other_model_path, len(classes))
 
-    rounded = [whole_levels(epsilon) > 0 for epsilon in radii]
-    aims = (False,) if len(classes) == 2 else (False, True)
-    progress = Progress("adversarial attacks", total=2 * len(aims) * len(radii) + 1, unit="runs")
-    curves = [
-        _curve(logits_of, pictures, radii, steps, seed, name, targeted, progress)
-        for targeted in aims
-        for name in ("FGSM", "PGD")
+    curves, sized = _curves(logits_of, pictures, radii, steps, seed, aims=len(classes) > 2)
+    noise = attack_curves.measure(
+        attack_curves.NOISE, logits_of, pictures, radii, steps=steps, seed=seed, targeted=False
+    )
+    worst = attack_curves.worst_case(curves)
+    checks = [
+        believability.agrees_with_evaluation(
+            pictures, predict(logits_of, pictures.decoded), evaluation_path, classes
+        ),
+        believability.within_radius([*curves, *sized]),
+        believability.never_rises(worst),
+        believability.pgd_beats_fgsm(curves),
+        _falls_at_last(logits_of, pictures, curves, steps, seed),
+        believability.noise_is_harmless(noise, worst),
     ]
-    if len(classes) == 2:
-        curves += [_turned_round(curve, pictures) for curve in curves]
-    fooled = np.logical_or.reduce([curve.wrong for curve in curves])
-    worst = np.logical_or.accumulate(fooled, axis=0)
+    everyone = np.ones_like(pictures.right)
     result = {
         "pictures": len(pictures.labels),
         "steps": steps,
+        "confidence": CONFIDENCE,
         "clean_accuracy": float(pictures.right.mean()),
+        "clean": _accuracy(~pictures.right, everyone),
+        "believable": believability.believable(checks),
+        "checks": checks,
         "epsilons": [round(255 * epsilon, 6) for epsilon in radii],
-        "attacks": [curve.row(rounded) for curve in curves],
+        "attacks": [curve.row() for curve in curves],
         "worst_case": {
-            "accuracy": [_share(~wrong, np.ones_like(pictures.right)) for wrong in worst],
-            "success": [_share(wrong, pictures.right) for wrong in worst],
+            **_columns([_accuracy(wrong, everyone) for wrong in worst], "accuracy"),
+            "success": [_accuracy(~wrong, pictures.right)["value"] or 0.0 for wrong in worst],
         },
+        "noise": _columns([_accuracy(wrong, everyone) for wrong in noise.wrong], "accuracy"),
+        "l2": _l2(sized),
+        "minimal": _minimal(logits_of, pictures, curves, steps, seed),
+        "transfer": _transfer(contenders, pictures, radii, steps),
+        "corruptions": _corruptions(logits_of, pictures, seed),
         "descent": _descent(logits_of, pictures, target_class),
-        "triplets": _write_triplets(Path(destination), logits_of, pictures, curves[1], classes),
+        "triplets": write_triplets(Path(destination), logits_of, pictures, _strongest(curves), classes),
     }
-    progress.advance()
     write_json(Path(destination) / "adversarial.json", result)
     return result
 
 
-def stratified(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Choose up to ``count`` positions, in turn from every label, at random within a label.
+def robust_accuracy(found: Mapping[str, Any], epsilon: float | None = None) -> float:
+    """Return what a gate may rely on: the worst-case accuracy at a radius, or 0 where a check failed.
 
     Args:
-        labels: label of each position.
-        count: how many to choose.
-        seed: fixes the choice.
+        found: what :func:`write_adversarial` returned.
+        epsilon: an L-infinity radius that was tried, in [0, 1]; ``None`` takes the largest.
 
-    Returns:
-        Positions, ascending.
+    Raises:
+        InputError: where the radius was not tried.
     """
-    generator = np.random.default_rng(seed)
-    shuffled = generator.permutation(len(labels))
-    turn: dict[int, int] = {}
-    ranked = []
-    for position in shuffled:
-        label = int(labels[position])
-        ranked.append((turn.get(label, 0), label, int(position)))
-        turn[label] = turn.get(label, 0) + 1
-    return sorted(position for _, _, position in sorted(ranked)[:count])
+    radii, accuracy = found["epsilons"], found["worst_case"]["accuracy"]
+    wanted = radii[-1] if epsilon is None else round(255 * epsilon, 6)
+    if wanted not in radii:
+        tried = ", ".join(f"{radius:g}/255" for radius in radii)
+        raise InputError(f"The robust accuracy is known at {tried}. Received: {wanted:g}/255.")
+    return float(accuracy[radii.index(wanted)]) if found["believable"] else 0.0
+
+
+def key_figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures that a pipeline logs: accuracy without attack and, at the largest radius, under each attack.
+
+    Args:
+        found: what :func:`write_adversarial` returned.
+    """
+    figures = {
+        "clean_accuracy": found["clean_accuracy"],
+        "largest_epsilon_255": found["epsilons"][-1],
+        "worst_case_accuracy": found["worst_case"]["accuracy"][-1],
+        "descent_success": found["descent"]["success"],
+        "failed_checks": sum(row["holds"] is False for row in found["checks"]),
+    }
+    for attack in found["attacks"]:
+        name = attack["name"].lower().replace(" ", "_").replace("-", "_")
+        figures[f"{name}{'_targeted' * attack['targeted']}_accuracy"] = attack["accuracy"][-1]
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _checked(num_pictures: int, epsilons: Sequence[float], steps: int) -> list[float]:
@@ -181,104 +175,174 @@ def _checked(num_pictures: int, epsilons: Sequence[float], steps: int) -> list[f
     return sorted({float(epsilon) for epsilon in epsilons})
 
 
-def _load(
-    logits_of: Any, dataset: Path, num_pictures: int, target: int | None, size: int, seed: int
-) -> _Pictures:
-    # Two passes: the labels first, so that only the chosen pictures are held in memory.
-    labels = [int(example["label"]) for example in datasets.read_split(dataset, "test")]
-    if not labels:
-        raise InputError(f"the test split must hold pictures. Received: none in '{dataset}'.")
-    chosen = stratified(labels, num_pictures, seed)
-    wanted = set(chosen)
-    images = [
-        example["image"]
-        for position, example in enumerate(datasets.read_split(dataset, "test"))
-        if position in wanted
-    ]
-    decoded = preprocessing.decode_batch(tf.stack(images), size)
-    pixels = np.round(decoded.numpy() * np.float32(255)) / np.float32(255)
-    own = np.array([labels[position] for position in chosen], np.int64)
-    probabilities = _predict(logits_of, pixels)
-    count = probabilities.shape[1]
-    targets = (own + 1) % count if target is None else np.full_like(own, target)
-    return _Pictures(pixels, own, targets, probabilities)
+def _load_model(path: str | Path, num_classes: int) -> Any:
+    model = load_classifier(path)
+    if model.output_shape[-1] != num_classes:
+        raise InputError(
+            f"the model must have an output for each of the data's {num_classes} classes. "
+            f"Received: {model.output_shape[-1]} outputs."
+        )
+    return model
 
 
-def _curve(
-    logits_of: Any,
-    pictures: _Pictures,
-    radii: list[float],
-    steps: int,
-    seed: int,
-    name: str,
-    targeted: bool,
-    progress: Progress,
-) -> _Curve:
-    labels = pictures.targets if targeted else pictures.labels
-    base = pictures.labels != pictures.targets if targeted else np.ones_like(pictures.right)
-    attacked = base & pictures.right
-    first: dict[int, tuple[float, Array]] = {}
-    wrongs, reacheds = [], []
-    predicted = pictures.probabilities.argmax(axis=1)
-    clean, done, was_rounded = predicted.copy(), np.zeros_like(attacked), False
-    signs = np.zeros_like(pictures.pixels)
-    if name == "FGSM" and attacked.any():
-        gradient = partial(attacks.signed_gradient, logits_of, targeted=targeted)
-        signs[attacked] = _in_batches(gradient, pictures.pixels[attacked], labels[attacked])
-    for epsilon in radii:
-        rounded = whole_levels(epsilon) > 0
-        # What float pixels achieved says nothing about pictures of 8 bits.
-        if rounded != was_rounded or name == "FGSM":
-            predicted, done, was_rounded = clean.copy(), np.zeros_like(attacked), rounded
-        todo = np.flatnonzero(attacked & ~done)
-        if len(todo):
-            run = partial(_attack, logits_of, name, targeted, epsilon, steps, seed)
-            found = _in_batches(run, pictures.pixels[todo], labels[todo], signs[todo])
-            predicted[todo] = _predict(logits_of, found).argmax(axis=1)
-            done = attacked & ((predicted == labels) == targeted)
-            if rounded:
-                first |= {int(i): (epsilon, x) for i, x in zip(todo, found, strict=True) if done[i]}
-        wrongs.append(predicted != pictures.labels)
-        reacheds.append(done)
-        progress.advance()
-    return _Curve(name, targeted, base, attacked, np.array(wrongs), np.array(reacheds), first)
+def _contenders(
+    model: Any,
+    model_path: str | Path,
+    head_path: str | Path | None,
+    weights: str,
+    other_model_path: str | Path | None,
+    num_classes: int,
+) -> list[transferability.Contender]:
+    """Return the models of the transfer matrix, each network once."""
+    if head_path is None and other_model_path is None:
+        return []
+    kept = read_json(Path(model_path) / "model.json").get("chosen") == "head"
+    contenders = [transferability.contender("features only" if kept else "fine-tuned", model)]
+    if head_path is not None and not kept:
+        contenders.append(transferability.features_only(head_path, weights=weights))
+    if other_model_path is not None:
+        name = read_json(Path(other_model_path) / "model.json")["backbone"]["name"]
+        other = _load_model(other_model_path, num_classes)
+        contenders.append(transferability.contender(f"other model, {name}", other))
+    return contenders
 
 
-def _turned_round(curve: _Curve, pictures: _Pictures) -> _Curve:
-    """Of two classes, away from one is towards the other: there is nothing to compute again."""
-    base = pictures.labels != pictures.targets
-    attacked = base & pictures.right
-    return replace(curve, targeted=True, base=base, attacked=attacked, reached=curve.reached & attacked)
-
-
-def _attack(
-    logits_of: Any,
-    name: str,
-    targeted: bool,
-    epsilon: float,
-    steps: int,
-    seed: int,
-    pixels: Array,
-    labels: Array,
-    signs: Array,
-) -> Any:
-    eight_bits = whole_levels(epsilon) > 0
-    if name == "PGD":
-        return attacks.pgd(
+def _curves(
+    logits_of: Any, pictures: AttackedPictures, radii: list[float], steps: int, seed: int, *, aims: bool
+) -> tuple[list[Curve], list[Curve]]:
+    """Run all attacks of the table: the curves over L-infinity radii, and those over L2 radii."""
+    runs = [(attack, aim) for aim in (False, True) for attack in ATTACKS if attack.can_aim or not aim]
+    # Of two classes, away from one is towards the other.
+    runs = [(attack, aim) for attack, aim in runs if aims or not aim]
+    lengths = [level / 255 * float(np.sqrt(pictures.pixels[0].size)) for level in _L2_LEVELS]
+    total = sum(len(lengths if attack.norm == "l2" else radii) for attack, _ in runs)
+    progress = Progress("adversarial attacks", total=total, unit="runs")
+    curves: dict[str, list[Curve]] = {"linf": [], "l2": []}
+    # What only takes the rest comes last.
+    for attack, aim in sorted(runs, key=lambda run: run[0].on_the_rest):
+        curve = attack_curves.measure(
+            attack,
             logits_of,
-            pixels,
-            labels,
-            epsilon=epsilon,
+            pictures,
+            lengths if attack.norm == "l2" else radii,
             steps=steps,
             seed=seed,
-            targeted=targeted,
-            eight_bits=eight_bits,
+            targeted=aim,
+            before=curves[attack.norm],
+            progress=progress,
         )
-    found = attacks.fgsm(logits_of, pixels, labels, epsilon=epsilon, targeted=targeted, signs=signs)
-    return attacks.round_to_eight_bits(found, pixels, epsilon) if eight_bits else found
+        curves[attack.norm].append(curve)
+    if not aims:
+        turned = [c for c in curves["linf"] if c.attack.can_aim]
+        curves["linf"] += [attack_curves.turned_round(curve, pictures) for curve in turned]
+    return curves["linf"], curves["l2"]
 
 
-def _descent(logits_of: Any, pictures: _Pictures, target_class: str) -> dict[str, Any]:
+def _strongest(curves: Sequence[Curve]) -> Curve:
+    """Return the curve that pictures are shown of: untargeted PGD."""
+    return next(c for c in curves if c.attack is attack_curves.PGD and not c.targeted)
+
+
+def _falls_at_last(
+    logits_of: Any, pictures: AttackedPictures, curves: Sequence[Curve], steps: int, seed: int
+) -> dict[str, Any]:
+    """Attack what the largest radius has left once more, at one that nothing can withstand."""
+    fooled = np.logical_or.reduce(
+        [wrong for c in curves for wrong in c.wrong[c.rounded]] or [~pictures.right]
+    )
+    left = np.flatnonzero(pictures.right & ~fooled)
+    found = 0
+    if len(left):
+        curve = attack_curves.measure(
+            attack_curves.PGD,
+            logits_of,
+            pictures.take(left),
+            [believability.LARGE_EPSILON],
+            steps=steps,
+            seed=seed,
+        )
+        found = int(curve.reached[0].sum())
+    right = int(pictures.right.sum())
+    return believability.falls_at_last(right - len(left) + found, right)
+
+
+def _minimal(
+    logits_of: Any, pictures: AttackedPictures, curves: Sequence[Curve], steps: int, seed: int
+) -> dict[str, Any]:
+    chosen = np.flatnonzero(pictures.right)[:_MINIMAL_PICTURES]
+    away = [c for c in curves if not c.targeted]
+    values: list[float | None] = []
+    if len(chosen):
+        values = minimal_radii(
+            attack_curves.PGD,
+            logits_of,
+            pictures.pixels[chosen],
+            pictures.labels[chosen],
+            radii=away[0].radii,
+            fooled=attack_curves.worst_case(away)[:, chosen],
+            steps=steps,
+            seed=seed,
+        )
+    return {"attack": attack_curves.PGD.name, "pictures": len(chosen), "epsilons": values}
+
+
+def _transfer(
+    contenders: Sequence[transferability.Contender],
+    pictures: AttackedPictures,
+    radii: Sequence[float],
+    steps: int,
+) -> dict[str, Any] | None:
+    if len(contenders) < 2 or not whole_levels(radii[-1]):
+        return None
+    few = slice(_TRANSFER_PICTURES)
+    return transferability.transfer_matrix(
+        contenders, pictures.pixels[few], pictures.labels[few], epsilon=radii[-1], steps=steps
+    )
+
+
+def _corruptions(logits_of: Any, pictures: AttackedPictures, seed: int) -> dict[str, Any]:
+    everyone = np.ones_like(pictures.right)
+    progress = Progress("corruptions", total=len(corruptions.CORRUPTIONS), unit="kinds")
+    rows = []
+    for name, kind in corruptions.CORRUPTIONS.items():
+        wrongs = [
+            predict(logits_of, corruptions.corrupt(pictures.pixels, name, severity, seed=seed)).argmax(axis=1)
+            != pictures.labels
+            for severity in corruptions.SEVERITIES
+        ]
+        rows.append({"name": kind.title, **_columns([_accuracy(w, everyone) for w in wrongs], "accuracy")})
+        progress.advance()
+    return {
+        "source": corruptions.SOURCE,
+        "severities": list(corruptions.SEVERITIES),
+        "pictures": len(pictures.labels),
+        "rows": rows,
+    }
+
+
+def _l2(curves: Sequence[Curve]) -> dict[str, Any] | None:
+    if not curves:
+        return None
+    return {
+        "epsilons": [round(radius, 4) for radius in curves[0].radii],
+        "attacks": [curve.row() for curve in curves],
+    }
+
+
+def _accuracy(wrong: Array, base: Array) -> dict[str, float | None]:
+    """Return the share of ``base`` that is not wrong, and its interval."""
+    return share(int((~wrong & base).sum()), int(base.sum()))
+
+
+def _columns(rows: Sequence[Mapping[str, float | None]], name: str) -> dict[str, list[float | None]]:
+    return {
+        name: [r["value"] for r in rows],
+        "low": [r["low"] for r in rows],
+        "high": [r["high"] for r in rows],
+    }
+
+
+def _descent(logits_of: Any, pictures: AttackedPictures, target_class: str) -> dict[str, Any]:
     chosen = np.flatnonzero(pictures.right & (pictures.labels != pictures.targets))
     chosen = chosen[:_DESCENT_PICTURES]
     success, moved = 0.0, 0.0
@@ -292,7 +356,7 @@ def _descent(logits_of: Any, pictures: _Pictures, target_class: str) -> dict[str
             probability=_DESCENT_PROBABILITY,
             eight_bits=True,
         ).numpy()
-        probabilities = _predict(logits_of, found)[np.arange(len(chosen)), targets]
+        probabilities = predict(logits_of, found)[np.arange(len(chosen)), targets]
         reached = probabilities >= _DESCENT_PROBABILITY
         success = float(reached.mean())
         if reached.any():
@@ -305,72 +369,3 @@ def _descent(logits_of: Any, pictures: _Pictures, target_class: str) -> dict[str
         "probability": _DESCENT_PROBABILITY,
         "steps": _DESCENT_STEPS,
     }
-
-
-def _write_triplets(
-    destination: Path, logits_of: Any, pictures: _Pictures, curve: _Curve, classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Write the strips of a few pictures, each at the smallest ε that fooled it."""
-    (destination / "triplets").mkdir()
-    rows = []
-    for number, index in enumerate(_telling(pictures, curve)):
-        epsilon, adversarial = curve.first[index]
-        original = pictures.pixels[index]
-        grey = np.clip(0.5 + 10 * (adversarial - original), 0, 1)
-        strip = np.concatenate([original, grey, adversarial], axis=1)
-        file = f"triplets/{number}.png"
-        Image.fromarray(np.round(strip * 255).astype(np.uint8)).save(destination / file)
-        after = _predict(logits_of, adversarial[None])[0]
-        rows.append(
-            {
-                "file": file,
-                "attack": curve.name,
-                "epsilon": round(255 * epsilon, 6),
-                "label": classes[int(pictures.labels[index])],
-                "original": _best(pictures.probabilities[index], classes),
-                "adversarial": _best(after, classes),
-            }
-        )
-    return rows
-
-
-def _telling(pictures: _Pictures, curve: _Curve) -> list[int]:
-    """Choose fooled pictures of different radii and classes, of these the surest before."""
-    chosen: list[int] = []
-    left = sorted(curve.first)
-    while left and len(chosen) < _TRIPLETS:
-
-        def rank(index: int) -> tuple[int, int, float]:
-            radius, label = curve.first[index][0], pictures.labels[index]
-            return (
-                sum(curve.first[other][0] == radius for other in chosen),
-                sum(pictures.labels[other] == label for other in chosen),
-                -float(pictures.probabilities[index].max()),
-            )
-
-        chosen.append(min(left, key=rank))
-        left.remove(chosen[-1])
-    return sorted(chosen, key=lambda index: (curve.first[index][0], index))
-
-
-def _best(probabilities: Array, classes: Sequence[str]) -> dict[str, Any]:
-    index = int(probabilities.argmax())
-    return {"label": classes[index], "probability": float(probabilities[index])}
-
-
-def _predict(logits_of: Any, pixels: Array) -> Array:
-    """Return probabilities, float32 (n, k)."""
-    logits = _in_batches(partial(attacks.predict_logits, logits_of), pixels)
-    return np.asarray(tf.nn.softmax(logits))
-
-
-def _in_batches(function: Callable[..., Any], *arrays: Array) -> Array:
-    """Apply ``function`` to the arrays' batches of at most 32 pictures."""
-    starts = range(0, len(arrays[0]), _BATCH)
-    parts = [function(*(array[start : start + _BATCH] for array in arrays)) for start in starts]
-    return np.concatenate([np.asarray(part) for part in parts])
-
-
-def _share(mask: Array, base: Array) -> float:
-    """Return the fraction of ``base`` where ``mask`` holds; 0 where ``base`` is empty."""
-    return float(mask[base].mean()) if base.any() else 0.0

@@ -1,0 +1,262 @@
+"""Attacks at every radius: one table of attacks, and what each of them does to each picture.
+
+A radius ε is an L-infinity radius, the most that a channel may change, or an L2 radius, the length of the whole change;
+both in units of pixels in [0, 1]. What an attack returns is sent through a PNG and decoded as a server decodes it
+before anything is counted. Only L-infinity radii below 1/255, within which no other PNG lies, are counted on float
+pixels, as the ``pixels`` signature takes them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from graftflow import attacks
+from graftflow.attacked_pictures import AttackedPictures
+from graftflow.epsilons import whole_levels
+from graftflow.intervals import share
+from graftflow.predictions import Array, in_batches, predict, through_png
+from graftflow.progress import Progress
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What one run of an attack is told; ``signs`` are the gradient's at the pictures themselves, for FGSM."""
+
+    logits_of: Any
+    epsilon: float
+    steps: int
+    seed: int
+    targeted: bool
+    eight_bits: bool
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One row of the table.
+
+    Attributes:
+        name: as shown.
+        run: from a shot, pixels, labels (targets of a targeted attack) and the signs of the gradient to pixels.
+        norm: ``linf`` or ``l2``: of its radii.
+        can_aim: whether there is a targeted variant.
+        grows: whether its answer at a radius counts at larger ones too, so that a picture is not attacked again. Not so
+            for FGSM, whose one step has the full length: it is shown as it is.
+        on_the_rest: whether it attacks only what no attack before it has fooled; what it fools is added to those.
+        follows_gradients: whether a model that hides its gradients withstands it.
+    """
+
+    name: str
+    run: Callable[[Shot, Array, Array, Array], Any]
+    norm: str = "linf"
+    can_aim: bool = False
+    grows: bool = True
+    on_the_rest: bool = False
+    follows_gradients: bool = True
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One attack at every radius, picture by picture.
+
+    Attributes:
+        attack: the row of the table.
+        targeted: whether it aimed at a class.
+        radii: e radii, ascending.
+        base: bool (n,): what accuracy is a share of.
+        attacked: bool (n,): what success is a share of.
+        wrong: bool (e, n): not the label is predicted.
+        reached: bool (e, n): the attack's own aim is reached.
+        tried: bool (e, n): which it attacked at this radius.
+        moved: float (e,): the largest change that was sent, in the radii's unit.
+        first: picture → the smallest radius at which a PNG of it fooled the model, and that picture.
+    """
+
+    attack: Attack
+    targeted: bool
+    radii: tuple[float, ...]
+    base: Array
+    attacked: Array
+    wrong: Array
+    reached: Array
+    tried: Array
+    moved: Array
+    first: dict[int, tuple[float, Array]]
+
+    @property
+    def rounded(self) -> list[bool]:
+        """At which radii pictures of 8 bits were counted."""
+        return [counts_pictures_of_8_bits(self.attack.norm, epsilon) for epsilon in self.radii]
+
+    def row(self) -> dict[str, Any]:
+        """Return what ``adversarial.json`` says of it."""
+        accuracy = [share(int((~wrong & self.base).sum()), int(self.base.sum())) for wrong in self.wrong]
+        success = [share(int((r & self.attacked).sum()), int(self.attacked.sum())) for r in self.reached]
+        return {
+            "name": self.attack.name,
+            "norm": self.attack.norm,
+            "targeted": self.targeted,
+            "accuracy": [found["value"] or 0.0 for found in accuracy],
+            "low": [found["low"] for found in accuracy],
+            "high": [found["high"] for found in accuracy],
+            "success": [found["value"] or 0.0 for found in success],
+            "pictures": int(self.base.sum()),
+            "attacked": int(self.attacked.sum()),
+            "tried": [int(tried.sum()) for tried in self.tried],
+            "rounded": self.rounded,
+        }
+
+
+def counts_pictures_of_8_bits(norm: str, epsilon: float) -> bool:
+    """Return whether a radius has room for another picture of 8 bits."""
+    return norm == "l2" or whole_levels(epsilon) > 0
+
+
+def measure(
+    attack: Attack,
+    logits_of: Any,
+    pictures: AttackedPictures,
+    radii: Sequence[float],
+    *,
+    steps: int,
+    seed: int,
+    targeted: bool = False,
+    before: Sequence[Curve] = (),
+    progress: Progress | None = None,
+) -> Curve:
+    """Run one attack at every radius.
+
+    Args:
+        attack: a row of the table.
+        logits_of: the classifier, from pixels to logits.
+        pictures: what is attacked; those classified wrong at first count as fooled.
+        radii: ascending.
+        steps: gradient steps of an iterated attack.
+        seed: fixes random starts and moves.
+        targeted: whether it aims at ``pictures.targets``.
+        before: curves at the same radii whose fooled pictures an attack ``on_the_rest`` leaves alone and takes over.
+        progress: advances by one a radius.
+    """
+    labels = pictures.targets if targeted else pictures.labels
+    base = pictures.labels != pictures.targets if targeted else np.ones_like(pictures.right)
+    attacked = base & pictures.right
+    clean = pictures.probabilities.argmax(axis=1)
+    predicted, done, was_rounded = clean.copy(), np.zeros_like(attacked), False
+    first: dict[int, tuple[float, Array]] = {}
+    wrongs, reacheds, trieds, moves = [], [], [], []
+    signs = _signs(attack, logits_of, pictures.pixels, labels, attacked, targeted)
+    for number, epsilon in enumerate(radii):
+        rounded = counts_pictures_of_8_bits(attack.norm, epsilon)
+        # What float pixels achieved says nothing about pictures of 8 bits.
+        if rounded != was_rounded or not attack.grows:
+            predicted, done, was_rounded = clean.copy(), np.zeros_like(attacked), rounded
+        taken = _fooled(before, number) & attacked if attack.on_the_rest else np.zeros_like(attacked)
+        todo = np.flatnonzero(attacked & ~done & ~taken)
+        moved = 0.0
+        if len(todo):
+            shot = Shot(logits_of, epsilon, steps, seed, targeted, rounded)
+            found = in_batches(partial(attack.run, shot), pictures.pixels[todo], labels[todo], signs[todo])
+            sent = through_png(found) if rounded else found
+            moved = largest_change(sent, pictures.pixels[todo], attack.norm)
+            predicted[todo] = predict(logits_of, sent).argmax(axis=1)
+            done = attacked & ((predicted == labels) == targeted)
+            if rounded:
+                first |= {
+                    int(i): (epsilon, x)
+                    for i, x in zip(todo, sent, strict=True)
+                    if done[i] and int(i) not in first
+                }
+        wrongs.append((predicted != pictures.labels) | taken)
+        reacheds.append(done | taken)
+        trieds.append(np.isin(np.arange(len(done)), todo))
+        moves.append(moved)
+        if progress:
+            progress.advance()
+    return Curve(
+        attack,
+        targeted,
+        tuple(radii),
+        base,
+        attacked,
+        np.array(wrongs),
+        np.array(reacheds),
+        np.array(trieds),
+        np.array(moves),
+        first,
+    )
+
+
+def turned_round(curve: Curve, pictures: AttackedPictures) -> Curve:
+    """Return the targeted curve of two classes: away from one is towards the other, nothing is computed again."""
+    base = pictures.labels != pictures.targets
+    attacked = base & pictures.right
+    return replace(curve, targeted=True, base=base, attacked=attacked, reached=curve.reached & attacked)
+
+
+def worst_case(curves: Sequence[Curve]) -> Array:
+    """Return which pictures any attack has fooled at each radius or a smaller one, bool (e, n)."""
+    return np.asarray(np.logical_or.accumulate(np.logical_or.reduce([c.wrong for c in curves]), axis=0))
+
+
+def largest_change(pixels: Array, original: Array, norm: str) -> float:
+    """Return how far the picture that changed most has moved, in the norm."""
+    change = np.abs(pixels.astype(np.float64) - original.astype(np.float64)).reshape(len(pixels), -1)
+    return float((change.max(axis=1) if norm == "linf" else np.linalg.norm(change, axis=1)).max())
+
+
+def _fooled(before: Sequence[Curve], number: int) -> Array:
+    """Return which pictures are fooled already at a radius, or at a smaller one that counts there; bool (n,)."""
+    fooled = np.zeros(1, bool)
+    for curve in before:
+        same = [i for i in range(number + 1) if curve.rounded[i] == curve.rounded[number]]
+        fooled = fooled | np.logical_or.reduce(curve.wrong[same])
+    return fooled
+
+
+def _signs(
+    attack: Attack, logits_of: Any, pixels: Array, labels: Array, attacked: Array, targeted: bool
+) -> Array:
+    """Return the signs that FGSM steps along at every radius, once for all; zeros for the others."""
+    signs = np.zeros_like(pixels)
+    if attack.run is fgsm and attacked.any():
+        gradient = partial(attacks.signed_gradient, logits_of, targeted=targeted)
+        signs[attacked] = in_batches(gradient, pixels[attacked], labels[attacked])
+    return signs
+
+
+def fgsm(shot: Shot, pixels: Array, labels: Array, signs: Array) -> Any:
+    """One step of full length."""
+    found = attacks.fgsm(
+        shot.logits_of, pixels, labels, epsilon=shot.epsilon, targeted=shot.targeted, signs=signs
+    )
+    return attacks.round_to_eight_bits(found, pixels, shot.epsilon) if shot.eight_bits else found
+
+
+def pgd(shot: Shot, pixels: Array, labels: Array, _: Array) -> Any:
+    """Steps inside the L-infinity ball."""
+    return attacks.pgd(
+        shot.logits_of,
+        pixels,
+        labels,
+        epsilon=shot.epsilon,
+        steps=shot.steps,
+        seed=shot.seed,
+        targeted=shot.targeted,
+        eight_bits=shot.eight_bits,
+    )
+
+
+def random_signs(shot: Shot, pixels: Array, _labels: Array, _signs: Array) -> Any:
+    """A change of the same size that looks for nothing: every channel up or down by ε at random."""
+    signs = np.random.default_rng(shot.seed).choice(np.float32([-1, 1]), pixels.shape)
+    step = whole_levels(shot.epsilon) / 255 if shot.eight_bits else shot.epsilon
+    return np.clip(pixels + np.float32(step) * signs, 0, 1)
+
+
+FGSM = Attack("FGSM", fgsm, can_aim=True, grows=False)
+PGD = Attack("PGD", pgd, can_aim=True)
+NOISE = Attack("random noise", random_signs, grows=False, follows_gradients=False)
+# In the order in which they run; an attack on the rest takes what those before it, of its norm, have left.
+ATTACKS = (FGSM, PGD)
