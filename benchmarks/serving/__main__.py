@@ -1,8 +1,9 @@
 """The embedded server against the SavedModel's function: ``python -m benchmarks.serving --output runs/serving.json``.
 
-Two models: the exported classifier on encoded pictures, where the graph is the work, and a layer of 1024 floats,
-where the protocol is. Direct calls and servers take turns in every round, on the same requests; a figure is the median
-over the rounds, a ratio is taken within a round.
+Three models: the exported classifier on encoded pictures, where the graph's arithmetic is the work; a layer on 1024
+floats, where the protocol is; and 200 narrow layers, where what a graph costs whatever the size of its batch is.
+Batching is that of the manifests. Direct calls and servers take turns in every round, on the same requests; a figure is
+the median over the rounds, a ratio is taken within a round.
 """
 
 import argparse
@@ -16,13 +17,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 CLIENTS, BATCHES = (1, 4, 16), (1, 32)
-KINDS = ("pictures", "floats")
+KINDS = ("pictures", "floats", "deep")
+BATCHING = Path(__file__).parents[2] / "manifests" / "base" / "tf-serving" / "batching.config"
 
 
 def pictures(count: int) -> list[bytes]:
@@ -33,23 +36,27 @@ def pictures(count: int) -> list[bytes]:
     return [picture.read() for picture, _ in zip(source, range(count), strict=False)]
 
 
-def save_floats(folder: Path) -> None:
-    """Write a SavedModel of one dense layer on 1024 floats."""
+def save_layers(folder: Path, *, width: int, depth: int) -> None:
+    """Write a SavedModel of dense layers: 1024 floats, ``depth`` layers of ``width``, ten probabilities."""
     import tensorflow as tf
 
-    kernel = tf.Variable(tf.random.stateless_normal((1024, 10), (0, 0)))
-
-    class Layer(tf.Module):  # type: ignore[misc]
+    class Layers(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.kernel = kernel
+            sizes = [1024, *[width] * depth, 10]
+            self.kernels = [
+                tf.Variable(tf.random.stateless_normal((a, b), (0, i)) * (2 / a) ** 0.5)
+                for i, (a, b) in enumerate(pairwise(sizes))
+            ]
 
         @tf.function(input_signature=[tf.TensorSpec((None, 1024), tf.float32, "x")])  # type: ignore[untyped-decorator]
         def __call__(self, x: Any) -> Any:
-            return {"y": tf.nn.softmax(x @ self.kernel)}
+            for kernel in self.kernels[:-1]:
+                x = tf.nn.relu(x @ kernel)
+            return {"y": tf.nn.softmax(x @ self.kernels[-1])}
 
-    layer = Layer()
-    tf.saved_model.save(layer, str(folder), signatures={"serving_default": layer.__call__})
+    layers = Layers()
+    tf.saved_model.save(layers, str(folder), signatures={"serving_default": layers.__call__})
 
 
 def write_requests(folder: Path, inputs: list[Any], name: str) -> None:
@@ -161,7 +168,7 @@ def measure(kind: str, base: Path, given: argparse.Namespace, scratch: Path) -> 
             else random.standard_normal((batch, 1024)).astype(np.float32)
             for i in range(8)
         ]
-        write_requests(scratch / kind / str(batch), inputs[batch], name)
+        write_requests(scratch / f"{kind}-requests" / str(batch), inputs[batch], name)
     rounds: dict[tuple[str, int, int], list[dict[str, float]]] = {}
     for turn in range(given.rounds):
         for batch in BATCHES:
@@ -170,12 +177,12 @@ def measure(kind: str, base: Path, given: argparse.Namespace, scratch: Path) -> 
                 figures = direct(signature, name, inputs[batch], clients, given.seconds)
                 rounds.setdefault(("direct", batch, clients), []).append(figures)
         for mode in ("", "batching"):
-            flags = ["--enable_batching"] if mode else []
+            flags = ["--enable_batching", f"--batching_parameters_file={BATCHING}"] if mode else []
             with served(base, scratch / f"{kind}-{mode}-{turn}.log", *flags) as (_, address, url):
                 for transport, where in (("grpc", address), ("rest", url)):
                     for batch in BATCHES:
                         for clients in CLIENTS:
-                            folder = scratch / kind / str(batch)
+                            folder = scratch / f"{kind}-requests" / str(batch)
                             way = f"{transport} {mode}".strip()
                             figures = load(transport, where, folder, clients=clients, seconds=given.seconds)
                             rounds.setdefault((way, batch, clients), []).append(figures)
@@ -183,16 +190,12 @@ def measure(kind: str, base: Path, given: argparse.Namespace, scratch: Path) -> 
                                   f"{figures['per_second']:.0f} requests a second", file=sys.stderr)  # fmt: skip
     rows = []
     for (way, batch, clients), found in rounds.items():
-        # The best that direct calls reach, from however many threads.
-        best = [
-            max(rounds["direct", batch, c][turn]["per_second"] for c in CLIENTS)
-            for turn in range(given.rounds)
-        ]
         row: dict[str, Any] = {"model": kind, "way": way, "batch": batch, "clients": clients}
         for figure in ("per_second", "p50_ms", "p99_ms"):
             row[figure] = float(np.median([one[figure] for one in found]))
+        called = rounds["direct", batch, clients]
         row["of_direct"] = float(
-            np.median([one["per_second"] / most for one, most in zip(found, best, strict=True)])
+            np.median([a["per_second"] / b["per_second"] for a, b in zip(found, called, strict=True)])
         )
         if way.endswith("batching"):
             plain = rounds[way.removesuffix(" batching"), batch, clients]
@@ -252,11 +255,12 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        save_floats(scratch / "floats-model" / "1")
-        bases = {"pictures": given.store.absolute(), "floats": scratch / "floats-model"}
+        bases = {"pictures": given.store.absolute(), "floats": scratch / "floats", "deep": scratch / "deep"}
+        save_layers(bases["floats"] / "1", width=0, depth=0)
+        save_layers(bases["deep"] / "1", width=64, depth=200)
         rows = [row for kind in given.kinds.split(",") for row in measure(kind, bases[kind], given, scratch)]
         print(table(rows))
-        used = [] if given.no_memory else memory(bases["floats"], scratch / "floats" / "1", scratch)
+        used = [] if given.no_memory else memory(bases["floats"], scratch / "floats-requests" / "1", scratch)
     for one in used:
         print(f"after {one['requests']:6} requests over {one['transport']}: {one['mb']:.0f} MB")
     if given.output:
