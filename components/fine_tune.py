@@ -25,6 +25,9 @@ def fine_tune(
     model: dsl.Output[dsl.Model],
     fine_tune_metrics: dsl.Output[dsl.Metrics],
     cache: str = "",
+    adversarial_training: str = "none",
+    adversarial_epsilon: str = "2/255",
+    clean_tolerance: float = 0.05,
 ):
     """Fine-tune the classifier made of backbone and head.
 
@@ -47,30 +50,23 @@ def fine_tune(
         model: model.keras (pixels in [0, 1] to probabilities) and model.json (history, what was chosen).
         fine_tune_metrics: validation accuracy and log loss, of the head alone and after fine-tuning.
         cache: folder where views and checkpoints wait for the next try; empty takes one in the user's home.
+        adversarial_training: none, fgsm (one step from a random start) or pgd; every epoch runs the whole network.
+        adversarial_epsilon: L-infinity radius of these attacks, a fraction or k/255.
+        clean_tolerance: validation accuracy that adversarial training may lose against the head, 0 to below 1.
     """
+    given = locals()
     from pathlib import Path
 
     from graftflow.files import atomic_directory, write_json
     from graftflow.recipes import Recipe
-    from graftflow.training import write_model
+    from graftflow.training import figures_of, write_model
 
-    how = {"layer_decay": layer_decay, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
-    how |= {"mixup": mixup, "ema_decay": ema_decay, "augmentation": augmentation, "precision": precision}
-    recipe = Recipe(epochs, learning_rate, num_views=num_views, seed=seed, **how)
+    recipe = Recipe(**{field: given[field] for field in Recipe.__dataclass_fields__ if field in given})
+    paths = {"dataset_path": dataset.path, "head_path": head.path, "cache": cache}
     with atomic_directory(model.path) as folder:
-        summary = write_model(
-            folder,
-            dataset_path=dataset.path,
-            head_path=head.path,
-            weights=weights,
-            num_blocks=num_blocks,
-            recipe=recipe,
-            cache=cache,
-        )
+        summary = write_model(folder, weights=weights, num_blocks=num_blocks, recipe=recipe, **paths)
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
-    figures = {f"head_{name}": value for name, value in summary["head"].items()}
-    for name, value in (summary["fine_tuned"] or {}).items():
-        figures[f"fine_tuned_{name}"] = value
+    figures = figures_of(summary)
     for name, value in figures.items():
         fine_tune_metrics.log_metric(name, value)
     # KFP's cache hits only where the artifact's file exists.

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from graftflow import files
 from graftflow.activations import ViewSource
+from graftflow.adversarial_training import RISE, Adversary, has_collapsed, preference
 from graftflow.augmentation import mix
 from graftflow.progress import Progress
 from graftflow.recipes import Recipe
@@ -57,7 +58,7 @@ def resolve_precision(precision: str) -> str:
 
 
 class Trainer:
-    """Trains a tail on activations.
+    """Trains a tail on activations, or with an adversary on pixels.
 
     Args:
         model: ``keras.Model`` from activations at the cut to logits ``(n, k)``; what is trainable in it is trained.
@@ -65,6 +66,7 @@ class Trainer:
         block_depths: for the path of a variable its block's distance from the end; what is not named is the head.
         class_weights: ``float (k,)``, what an example of each class counts.
         num_batches: steps an epoch.
+        adversary: attacks the pictures of every step; all values are then pixels ``(n, s, s, 3)`` in [0, 1].
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class Trainer:
         block_depths: Mapping[str, int],
         class_weights: Array,
         num_batches: int,
+        adversary: Adversary | None = None,
     ) -> None:
         recipe.check()
-        self._model, self._recipe = model, recipe
+        self._model, self._recipe, self._adversary = model, recipe, adversary
         self._class_weights = class_weights.astype(np.float32)
         self._num_batches = num_batches
         self._precision = resolve_precision(recipe.precision)
@@ -89,9 +92,10 @@ class Trainer:
         self._averages = [tf.Variable(v.value, trainable=False) for v in model.trainable_variables]
         self._steps = tf.Variable(0.0, trainable=False)
         self._train_step = tf.function(self._step)
+        first = adversary.trunk if adversary else model
         self._predict = tf.function(
-            lambda x: model(x, training=False),
-            input_signature=[tf.TensorSpec((None, *model.input_shape[1:]))],
+            lambda x: self._logits(x, training=False),
+            input_signature=[tf.TensorSpec((None, *first.input_shape[1:]))],
         )
 
     def _build_optimizer(self, factors: list[tuple[Any, float]]) -> Any:
@@ -116,19 +120,26 @@ class Trainer:
         optimizer.build(self._model.trainable_variables)
         return optimizer
 
+    def _logits(self, values: Any, *, training: bool) -> Any:
+        if self._adversary:
+            values = self._adversary.trunk(values, training=False)
+        return self._model(values, training=training)
+
     def _step(self, values: Any, targets: Any, weights: Any, share: Any, order: Any) -> Any:
         if self._recipe.mixup:
             values, targets, weights = mix(values, targets, weights, share=share, order=order)
+        if self._adversary:
+            values = self._adversary.attack(values, targets, self._steps)
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
-            logits = self._model(values, training=True)
+            logits = self._logits(values, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
             loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [v.value for v in variables])
         self._optimizer.apply(gradients, variables)
+        self._steps.assign_add(1.0)
         if self._recipe.ema_decay:
-            self._steps.assign_add(1.0)
             # Averages over few steps would remember where training began.
             decay = tf.minimum(self._recipe.ema_decay, (1.0 + self._steps) / (10.0 + self._steps))
             for average, variable in zip(self._averages, variables, strict=True):
@@ -136,26 +147,36 @@ class Trainer:
         return loss
 
     def logits(self, values: Array) -> Array:
-        """Return logits ``float32 (n, k)`` of activations ``(n, …)``."""
+        """Return logits ``float32 (n, k)`` of activations ``(n, …)``, with an adversary of pixels."""
         size = self._recipe.batch_size
         parts = [self._predict(values[start : start + size]).numpy() for start in range(0, len(values), size)]
         return np.concatenate(parts).astype(np.float32)
 
     def fit(
-        self, source: ViewSource, validation: tuple[Array, Array], *, checkpoint: Path
+        self,
+        source: ViewSource,
+        validation: tuple[Array, Array],
+        *,
+        checkpoint: Path,
+        least_accuracy: float = 0.0,
     ) -> list[dict[str, float]]:
         """Train until the last epoch, or until validation no longer gets better; keep the best epoch's weights.
+
+        The best has the lowest log loss; with an adversary see :func:`graftflow.adversarial_training.preference`, and
+        training also ends where :func:`graftflow.adversarial_training.has_collapsed` says so.
 
         After each epoch everything that the next one depends on is written to ``checkpoint``; a trainer of the same
         recipe that finds it goes on from there, with the result of an unbroken run.
 
         Args:
             source: training batches.
-            validation: activations and labels that choose the epoch.
+            validation: activations (with an adversary pixels) and labels that choose the epoch.
             checkpoint: a file; a damaged one is not used.
+            least_accuracy: what an epoch of adversarial training must reach without attack.
 
         Returns:
-            One row an epoch: ``epoch``, ``train_loss``, ``validation_log_loss``, ``validation_accuracy``.
+            One row an epoch: ``epoch``, ``train_loss``, ``validation_log_loss``, ``validation_accuracy``, and with an
+            adversary ``validation_robust_accuracy``.
         """
         keras.utils.set_random_seed(self._recipe.seed)
         policies = self._set_policies()
@@ -165,22 +186,17 @@ class Trainer:
             for variable, value in zip(self._variables(), values, strict=True):
                 variable.assign(value)
         history = state.history
-        while len(history) < self._recipe.epochs and not self._is_over(history):
+        while len(history) < self._recipe.epochs and not self._is_over(history, least_accuracy):
             train_loss = self.train_epoch(source, len(history))
             weights = [v.numpy() for v in self._model.trainable_variables]
             kept = [average.numpy() for average in self._averages] if self._recipe.ema_decay else weights
             self._assign(kept)
-            scores = score(self.logits(validation[0]), validation[1])
+            row = {"epoch": len(history) + 1, "train_loss": train_loss, **self._validate(validation)}
             self._assign(weights)
-            row = {
-                "epoch": len(history) + 1,
-                "train_loss": train_loss,
-                "validation_log_loss": scores["log_loss"],
-                "validation_accuracy": scores["accuracy"],
-            }
             if not all(map(math.isfinite, row.values())):
                 break
-            if all(row["validation_log_loss"] < earlier["validation_log_loss"] for earlier in history):
+            rank = self._rank(row, least_accuracy)
+            if all(rank > self._rank(earlier, least_accuracy) for earlier in history):
                 state.best = kept
             history.append(row)
             _write_checkpoint(checkpoint, state, self._variables())
@@ -214,12 +230,27 @@ class Trainer:
                 tf.constant(order, tf.int32),
             )
 
-    def _is_over(self, history: list[dict[str, float]]) -> bool:
-        losses = [row["validation_log_loss"] for row in history]
-        return (
-            len(losses) > self._recipe.patience
-            and int(np.argmin(losses)) < len(losses) - self._recipe.patience
-        )
+    def _validate(self, validation: tuple[Array, Array]) -> dict[str, float]:
+        scores = score(self.logits(validation[0]), validation[1])
+        figures = {"validation_log_loss": scores["log_loss"], "validation_accuracy": scores["accuracy"]}
+        if self._adversary:
+            figures["validation_robust_accuracy"] = float(self._adversary.withstood(*validation).mean())
+        return figures
+
+    def _rank(self, row: dict[str, float], least_accuracy: float) -> tuple[float, ...]:
+        return preference(row, least_accuracy) if self._adversary else (-row["validation_log_loss"],)
+
+    def _is_over(self, history: list[dict[str, float]], least_accuracy: float) -> bool:
+        if self._adversary and has_collapsed(history):
+            print(
+                "Catastrophic overfitting: the network lost most of what it withstood; an earlier epoch is kept."
+            )
+            return True
+        ranks = [self._rank(row, least_accuracy) for row in history]
+        patience = self._recipe.patience
+        # While ε rises no epoch says what training comes to.
+        least = patience + (math.ceil(RISE * self._recipe.epochs) if self._adversary else 0)
+        return len(ranks) > least and ranks.index(max(ranks)) < len(ranks) - patience
 
     def _variables(self) -> list[Any]:
         """Return everything that the next step depends on, always in the same order."""

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from graftflow.epsilons import parse_epsilon
 from graftflow.errors import InputError, unknown_name
 
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
+ADVERSARIAL_TRAININGS = ("none", "fgsm", "pgd")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,14 @@ class Recipe:
             epoch.
         augmentation: ``none``, ``light`` or ``strong``.
         batch_size: pictures a step.
-        seed: fixes order, augmentation, mixing and dropout.
+        seed: fixes order, augmentation, mixing, dropout and the random starts of attacks.
+        adversarial_training: ``none``; ``fgsm``, one step of 1.25 ε from a random start (Wong et al. 2020, algorithm
+            3); or ``pgd``, several smaller ones (Madry et al. 2018). The whole network then runs on every picture of
+            every epoch, so ``num_views`` does not count.
+        adversarial_epsilon: L-infinity radius of these attacks, a fraction or ``k/255``.
+        adversarial_steps: of ``pgd``, each of 2.5 ε / steps.
+        clean_tolerance: part of the validation pictures, without attack, that adversarial training may lose against
+            the head alone.
     """
 
     epochs: int = 8
@@ -78,6 +87,10 @@ class Recipe:
     augmentation: str = "light"
     batch_size: int = 32
     seed: int = 0
+    adversarial_training: str = "none"
+    adversarial_epsilon: str = "2/255"
+    adversarial_steps: int = 3
+    clean_tolerance: float = 0.05
 
     def check(self) -> None:
         """Raise InputError for the first value out of its range."""
@@ -135,6 +148,11 @@ def _factor(name: str, value: float) -> None:
         raise InputError(f"{name} must be above 0 and at most 1. Received: {value:g}")
 
 
+def _radius(name: str, value: str) -> None:
+    if parse_epsilon(value) == 0:
+        raise InputError(f"{name} must be above 0, such as '2/255'. Received: '{value}'")
+
+
 _RULES: dict[str, Callable[[str, Any], None]] = {
     "epochs": _at_least(1),
     "learning_rate": _positive,
@@ -151,4 +169,8 @@ _RULES: dict[str, Callable[[str, Any], None]] = {
     "augmentation": _one_of(AUGMENTATIONS),
     "batch_size": _at_least(1),
     "seed": _at_least(0),
+    "adversarial_training": _one_of(ADVERSARIAL_TRAININGS),
+    "adversarial_epsilon": _radius,
+    "adversarial_steps": _at_least(1),
+    "clean_tolerance": _below_one,
 }

@@ -3,9 +3,10 @@
 import inspect
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from graftflow import (
     activations,
+    adversarial_training,
     augmentation,
     backbones,
     caches,
@@ -24,11 +26,11 @@ from graftflow import (
     fine_tuning,
     heads,
 )
-from graftflow.activations import ViewSource, validation_activations, views_that_fit
 from graftflow.cuts import Cut, cut, unfreeze_last_blocks
 from graftflow.errors import InputError
-from graftflow.features import cache_facts, frozen_function
-from graftflow.fine_tuning import Trainer, score
+from graftflow.features import cache_facts
+from graftflow.fine_tuning import score
+from graftflow.lessons import prepare_lesson, trade
 from graftflow.locks import locked_if_free
 from graftflow.recipes import Recipe
 
@@ -115,6 +117,11 @@ def write_model(
     The frozen part of the backbone runs once a picture and view; training sees its activations. The better
     classifier gets the temperature that fits validation best, folded into its last layer.
 
+    With adversarial training the whole network runs on every picture of every epoch. It is delivered where it
+    withstands more validation pictures than the head, beyond noise, and without attack loses no more accuracy than
+    ``clean_tolerance``; of its epochs the one counts that withstands most within that bound. The usual fine-tuning is
+    trained as well, to compare with in ``trade``.
+
     Args:
         destination: an existing folder; becomes a ``model`` artifact.
         dataset_path: a ``dataset`` artifact.
@@ -135,6 +142,11 @@ def write_model(
         raise InputError(f"num_blocks must be at least 0. Received: {num_blocks}")
     recipe = recipe or Recipe()
     recipe.check()
+    if recipe.adversarial_training != "none" and not num_blocks:
+        raise InputError(
+            "adversarial_training needs blocks that train: num_blocks must be at least 1, or adversarial_training "
+            f"'none'. Received: {num_blocks} and '{recipe.adversarial_training}'"
+        )
     head = files.read_json(Path(head_path) / "head.json")
     layers = heads.read_layers(head_path)
     features_model = backbones.build(head["backbone"]["name"], weights=weights)
@@ -145,9 +157,10 @@ def write_model(
             f"({head['backbone']['weights']}, {head['backbone']['weights_sha256'][:12]}…). "
             f"Received: '{weights}' ({identity['weights_sha256'][:12]}…)"
         )
+    modules = (activations, adversarial_training, augmentation, fine_tuning)
     facts = {
         **cache_facts(identity),
-        "code": [inspect.getsource(module) for module in (activations, augmentation, fine_tuning)],
+        "code": [inspect.getsource(module) for module in modules],
         "recipe": asdict(recipe),
         "num_blocks": num_blocks,
         "dataset": datasets.load_info(dataset_path).digest,
@@ -163,6 +176,20 @@ def write_model(
         summary = {"backbone": identity, **trained}
         files.write_json(Path(destination) / "model.json", summary)
     return summary
+
+
+def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the validation figures of what :func:`write_model` returned, each by the model and its own name.
+
+    ``head_accuracy``, ``head_log_loss``, the same of ``fine_tuned`` where something was trained; of adversarial
+    training also ``head_robust_accuracy``, ``standard_robust_accuracy`` and ``adversarial_robust_accuracy``.
+    """
+    parts = {"head": summary["head"], "fine_tuned": summary["fine_tuned"] or {}}
+    figures = {
+        f"{part}_{name}": float(value) for part, scores in parts.items() for name, value in scores.items()
+    }
+    models = summary["trade"]["models"] if summary["trade"] else []
+    return figures | {f"{row['name']}_robust_accuracy": float(row["robust_accuracy"]) for row in models}
 
 
 @contextmanager
@@ -201,48 +228,26 @@ def _fine_tune(
     depths = unfreeze_last_blocks(features_model, backbone, num_blocks)
     parts = cut(features_model, backbone, num_blocks)
     tail = tail_of(model, parts)
-    trunk = frozen_function(parts.trunk, size)
-    validation = validation_activations(
-        dataset_path,
-        trunk,
-        shape=parts.shape,
-        input_size=size,
-        batch_size=recipe.batch_size,
-        path=workplace / "validation.npy",
-    )
-    num_pictures = datasets.split_size(dataset_path, "train")
-    num_views = views_that_fit(num_pictures, parts.shape, recipe.num_views, input_size=size)
-    source = ViewSource(
-        dataset_path,
-        trunk,
-        shape=parts.shape,
-        input_size=size,
-        num_views=num_views,
-        folder=workplace,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        augmentation=recipe.augmentation,
-    )
-    counts = np.bincount(source.labels, minlength=len(head["classes"])).tolist()
-    trainer = Trainer(
-        tail,
-        recipe,
-        block_depths=depths,
-        class_weights=heads.class_weights(counts, head.get("class_weight", "none")),
-        num_batches=source.num_batches,
-    )
-    logits = trainer.logits(validation[0])
-    frozen, tuned, history, chosen = score(logits, validation[1]), None, [], "head"
+    prepare = partial(prepare_lesson, tail, parts, depths, head, size, dataset_path)
+    lesson = prepare(recipe, workplace)
+    logits, labels = lesson.logits(), lesson.validation[1]
+    frozen, tuned, chosen, traded = score(logits, labels), None, "head", None
+    history: list[dict[str, float]] = []
     if num_blocks:
         start = tail.get_weights()
-        history = trainer.fit(source, validation, checkpoint=workplace / "checkpoint.npz")
-        tuned_logits = trainer.logits(validation[0])
-        tuned = score(tuned_logits, validation[1])
-        if is_better(tuned_logits, logits, validation[1]):
+        if lesson.adversary is None:
+            history, tuned_logits = lesson.learn()
+            better = is_better(tuned_logits, logits, labels)
+        else:
+            usual = prepare(replace(recipe, adversarial_training="none"), workplace / "standard")
+            least = frozen["accuracy"] - recipe.clean_tolerance
+            history, tuned_logits, better, traded = trade(lesson, lesson.adversary, usual, tail, least)
+        tuned = score(tuned_logits, labels)
+        if better:
             logits, chosen = tuned_logits, "fine-tuned"
         else:
             tail.set_weights(start)
-    temperature = calibration.fit_temperature(logits, validation[1])
+    temperature = calibration.fit_temperature(logits, labels)
     last = model.get_layer("logits")
     last.set_weights([value / temperature for value in last.get_weights()])
     return {
@@ -253,9 +258,10 @@ def _fine_tune(
         "fine_tuned": tuned,
         "history": history,
         "recipe": asdict(recipe),
-        "views": num_views,
+        "views": lesson.num_views,
         "temperature": temperature,
-        "calibrated": score(logits / temperature, validation[1]),
+        "calibrated": score(logits / temperature, labels),
+        "trade": traded,
     }
 
 
