@@ -125,7 +125,7 @@ def attack_picture(
         raise unknown_name("target", target, classes)
     model = load_classifier(model_path)
     logits_of = attacks.logits_model(model)
-    original = _levels(preprocessing.decode_batch(tf.constant([stored]), model.input_shape[1]))
+    original = _levels(preprocessing.decode(tf.constant(stored), model.input_shape[1]))[None]
     before = predict(logits_of, _pixels(original))
     predicted = int(before[0].argmax())
     if target == classes[predicted]:
