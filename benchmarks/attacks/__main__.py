@@ -95,7 +95,7 @@ def write_inputs(given: argparse.Namespace) -> None:
 def table(records: Sequence[dict[str, Any]], epsilon: float) -> str:
     """Return Markdown: for each attack and library success and speed beside graftflow's."""
     lines = [
-        "| attack | library | success | pictures a second | times slower | CPU s a picture | times more | first run, s |",
+        "| attack | library | success | pictures a second | slower | CPU s a picture | more | first run, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = {
