@@ -1,4 +1,4 @@
-"""The step that draws what the networks want to see and what their first layers see."""
+"""The step that draws what the networks want to see, what their layers see, and what their answers rest on."""
 
 from kfp import dsl
 
@@ -14,8 +14,10 @@ def visualise_model(
     steps: int,
     seed: int,
     visuals: dsl.Output[dsl.Artifact],
+    features: dsl.Input[dsl.Dataset] = None,
+    evaluation: dsl.Input[dsl.Artifact] = None,
 ):
-    """Draw ideal pictures of classes and the feature maps of a test picture.
+    """Draw ideal pictures of classes, and show what the model's answers rest on.
 
     Args:
         dataset: written by download_data.
@@ -24,8 +26,10 @@ def visualise_model(
             file; none leaves its pictures out.
         ideal_classes: ImageNet classes to draw, comma-separated, such as "Siamese cat, zebra".
         steps: gradient steps for each of them, at least 1; the model's own classes take half.
-        seed: fixes the noise that pictures start from and the choice of the test picture.
-        visuals: visuals.json and its JPEGs.
+        seed: fixes the noise that pictures start from and the choice of test pictures.
+        visuals: visuals.json, its JPEGs and animations.
+        features: written by extract_features; without it there is no map and no nearest pictures.
+        evaluation: written by evaluate; its mistakes are explained and looked up.
     """
     from graftflow.files import atomic_directory
     from graftflow.visualisation import write_visuals
@@ -36,10 +40,14 @@ def visualise_model(
             folder,
             model_path=model.path,
             dataset_path=dataset.path,
+            features_path=features.path if features else None,
+            evaluation_path=evaluation.path if evaluation else None,
             backbone_weights=backbone_weights,
             ideal_classes=names,
             steps=steps,
             seed=seed,
         )
     visuals.metadata["ideal_pictures"] = len(found["ideal"])
+    visuals.metadata["explained"] = len(found["explanations"]["pictures"])
+    visuals.metadata["maps_depend_on_weights"] = found["explanations"]["sanity"]["passed"]
     visuals.metadata["note"] = found["note"]

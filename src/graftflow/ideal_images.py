@@ -21,15 +21,17 @@ from graftflow.imagenet_classes import imagenet_index
 _COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.46195
 # The two axes of colour reach what a photograph has only with this factor (looked at).
 _COLOURFULNESS = (1.0, 1.5, 1.5)
-_CONTRAST, _LEARNING_RATE, _SMOOTHNESS = 1.5, 0.03, 100.0
+_CONTRAST, _LEARNING_RATE, _SMOOTHNESS = 1.0, 0.02, 200.0
 _RADIANS, _MOVE = 0.1, 16 / 224
-# From coarse to fine: the blur in pixels of a side of 224 and how far a view reaches over the picture, at the first
-# step and from the given share of the steps on.
-_BLUR, _SHARP_FROM = 4.0, 0.6
-_FIRST_ZOOMS, _LAST_ZOOMS = (0.9, 1.15), (0.6, 1.1)
+# From coarse to fine: blur in pixels of a side of 224 at the first step, and from the given share of the steps on.
+_BLUR, _LAST_BLUR, _SHARP_FROM = 1.5, 0.8, 0.6
+_ZOOMS = (0.8, 1.1)
+# Contrast in the corners: the subject stays in the middle, and whole.
+_RIM = 0.25
 # Weight of the statistics of batch normalisation (Yin et al. 2020, "Dreaming to Distill", equation 4).
 _NATURALNESS = 1.0
 
+SIZE = 224
 _FRAMES, _FRAME_SIDE, _FRAME_MS, _LAST_FRAME_MS = 24, 192, 120, 2500
 
 Array = np.ndarray[Any, Any]
@@ -56,8 +58,8 @@ def draw(
     backbone: str = "efficientnet_lite0",
     weights: str = "imagenet",
     seed: int = 0,
-    size: int = 288,
-    steps: int = 256,
+    size: int = SIZE,
+    steps: int = 128,
     advance: Callable[[], None] = lambda: None,
 ) -> Drawing:
     """Draw the ideal image of one ImageNet class.
@@ -67,7 +69,7 @@ def draw(
         backbone: a name of the table in :mod:`graftflow.backbones`.
         weights: of the ImageNet classifier, as for :func:`graftflow.backbones.build_imagenet_classifier`.
         seed: fixes the noise that the picture starts from and its jitter.
-        size: side of the picture in pixels, 32 … 1024; the network sees it at its own input size.
+        size: side of the picture in pixels, 8 … 1024; the network sees it at its own input size.
         steps: of Adam, ≥ 1.
         advance: called after every step.
 
@@ -95,10 +97,10 @@ def draw_ideal(
 ) -> list[Drawing]:
     """Draw, from noise, pictures that a classifier is sure of.
 
-    Adam ascends log p + logit − 100 · total variation − the distance of the layers' statistics from those of
+    Adam ascends log p + logit − 200 · total variation − the distance of the layers' statistics from those of
     photographs (:func:`judge_of`), of the picture turned, zoomed and moved a little at random in each step. The picture
     is its Fourier transform divided by frequency, in uncorrelated colours: without them it is garish noise. It goes
-    from coarse to fine: at first blurred and seen whole, so that one subject fills it; then sharp and from nearer.
+    from coarse to fine, and fades towards its corners: without that the classes' parts lie scattered over it.
 
     Args:
         classifier: pixels ``float32 (n, s, s, 3)`` in [0, 1] → probabilities, with the layers ``preprocessing``,
@@ -143,17 +145,18 @@ def draw_ideal(
     # The picture changes most at first.
     last = max(num_frames - 1, 1)
     kept = {round((steps - 1) * (place / last) ** 1.5) for place in range(num_frames)}
-    frames = []
+    frames: list[Array] = []
     for step in range(steps):
         rest = max(0.0, 1 - step / (_SHARP_FROM * steps))
-        near, far = (end + (start - end) * rest for start, end in zip(_FIRST_ZOOMS, _LAST_ZOOMS, strict=True))
-        transform = _random_transform(generator, size, seen, (near, far))
-        blur = tf.constant(_BLUR * rest * size / 224, tf.float32)
+        transform = _random_transform(generator, size, seen)
+        blur = _blur_of(rest, size)
         ascend(tf.constant(transform, tf.float32), blur)
         if step in kept:
-            frames.append(np.uint8(np.round(255 * _stretched(_pixels_of(spectrum, size, blur).numpy()))))
+            frames.append(
+                np.round(255 * _stretched(_pixels_of(spectrum, size, blur).numpy())).astype(np.uint8)
+            )
         advance()
-    drawn = _stretched(_pixels_of(spectrum, size, tf.constant(0.0)).numpy())
+    drawn = _stretched(_pixels_of(spectrum, size, _blur_of(0.0, size)).numpy())
     probabilities = tf.nn.softmax(judge(_as_received(drawn, seen))[0])
     return [
         Drawing(drawn[number], float(probabilities[number, index]), [frame[number] for frame in frames])
@@ -244,6 +247,10 @@ def _check(steps: int, size: int) -> None:
         raise InputError(f"size must lie in 8 … 1024 pixels. Received: {size}.")
 
 
+def _blur_of(rest: float, size: int) -> tf.Tensor:
+    return tf.constant((_LAST_BLUR + (_BLUR - _LAST_BLUR) * rest) * size / 224, tf.float32)
+
+
 def _pixels_of(spectrum: tf.Tensor, size: int, blur: tf.Tensor) -> tf.Tensor:
     """Return pixels ``(n, size, size, 3)`` of real and imaginary parts, scaled to 1/frequency, ``blur`` pixels wide."""
     across, down = np.fft.rfftfreq(size)[None], np.fft.fftfreq(size)[:, None]
@@ -252,15 +259,21 @@ def _pixels_of(spectrum: tf.Tensor, size: int, blur: tf.Tensor) -> tf.Tensor:
     passed = scale * tf.exp(-2 * (np.pi * blur) ** 2 * tf.constant(squared, tf.float32))
     waves = tf.complex(spectrum[0] * passed, spectrum[1] * passed)
     planes = tf.signal.irfft2d(waves, (size, size)) / 4
+    planes *= tf.constant(_vignette(size), tf.float32)
     colours = tf.constant(_CONTRAST * _COLOURS * np.array(_COLOURFULNESS), tf.float32)
     return tf.sigmoid(tf.einsum("nchw,dc->nhwd", planes, colours))
 
 
-def _random_transform(
-    generator: np.random.Generator, size: int, seen: int, zooms: tuple[float, float]
-) -> Array:
+def _vignette(size: int) -> Array:
+    """Return 1 in the middle, falling to ``_RIM`` in the corners, ``(size, size)``."""
+    place = (np.arange(size) + 0.5) / size * 2 - 1
+    distance = np.hypot(place[:, None], place[None]) / np.sqrt(2)
+    return np.asarray(_RIM + (1 - _RIM) * np.exp(-((distance / 0.6) ** 4)))
+
+
+def _random_transform(generator: np.random.Generator, size: int, seen: int) -> Array:
     """Return a small random turn, zoom and move about the centre, as a projective transform."""
-    angle, zoom = generator.uniform(-_RADIANS, _RADIANS), generator.uniform(*zooms) * size / seen
+    angle, zoom = generator.uniform(-_RADIANS, _RADIANS), generator.uniform(*_ZOOMS) * size / seen
     right, down = generator.uniform(-_MOVE * size, _MOVE * size, 2) + size / 2
     cosine, sine, middle = zoom * np.cos(angle), zoom * np.sin(angle), seen / 2
     across = [cosine, -sine, right + middle * (sine - cosine)]

@@ -9,6 +9,7 @@ from kfp import dsl
 
 from components.visualise_model import visualise_model
 from graftflow.errors import InputError
+from tests.conftest import Artifacts
 from tests.unit.small_classifier import write_small_dataset, write_small_model
 
 
@@ -33,7 +34,26 @@ def test_the_step_writes_the_artifact(tmp_path: Path, inputs: dict[str, Any]) ->
     for row in [*content["ideal"], *content["feature_maps"], content["picture"]]:
         assert (Path(visuals.path) / row["file"]).is_file()
     facts = json.loads(json.dumps(visuals.metadata, allow_nan=False))
-    assert facts == {"ideal_pictures": 3, "note": content["note"]}
+    assert facts == {
+        "ideal_pictures": 3,
+        "explained": 6,
+        "maps_depend_on_weights": content["explanations"]["sanity"]["passed"],
+        "note": content["note"],
+    }
+    assert content["map"] is None
+
+
+def test_the_step_takes_features_and_evaluation(tmp_path: Path, artifacts: Artifacts) -> None:
+    inputs = {
+        "dataset": dsl.Dataset(uri=str(artifacts.dataset)),
+        "features": dsl.Dataset(uri=str(artifacts.features)),
+        "model": dsl.Model(uri=str(artifacts.model)),
+        "evaluation": dsl.Artifact(uri=str(artifacts.evaluation)),
+    }
+    visuals = run(tmp_path, inputs, ideal_classes="")
+    content = json.loads((Path(visuals.path) / "visuals.json").read_text())
+    assert len(content["map"]["points"]) == 36
+    assert {point["split"] for point in content["map"]["points"]} == {"train", "test"}
 
 
 def test_the_step_explains_an_unknown_class(tmp_path: Path, inputs: dict[str, Any]) -> None:

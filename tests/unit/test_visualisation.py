@@ -1,4 +1,4 @@
-"""Ideal pictures are what a classifier is sure of; feature maps come out of nested backbones."""
+"""The visuals artifact holds what it names, and its parts fit the other artifacts."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
-from graftflow import attacks, backbones
+from graftflow import backbones, datasets
 from graftflow.errors import InputError
-from graftflow.visualisation import draw_ideal, first_layers, write_visuals
+from graftflow.feature_maps import first_layers
+from graftflow.visualisation import write_visuals
+from tests.conftest import Artifacts
 from tests.unit.small_classifier import (
     SIDE,
     build_small_classifier,
@@ -37,6 +38,22 @@ def write(folder: Path, model: Path, dataset: Path, **settings: Any) -> dict[str
     return write_visuals(folder, model_path=model, dataset_path=dataset, **{**defaults, **settings})
 
 
+def write_evaluation(folder: Path, dataset: Path, *, wrong: int) -> Path:
+    """Write what an evaluation says of its first test pictures when it takes them for the next class."""
+    folder.mkdir()
+    classes = datasets.load_info(dataset).classes
+    rows = []
+    for record in datasets.read_split(dataset, "test").take(wrong).as_numpy_iterator():
+        label, predicted = classes[record["label"]], classes[(record["label"] + 1) % len(classes)]
+        rows.append(
+            {"path": record["path"].decode(), "label": label, "predicted": predicted, "probability": 0.7}
+        )
+    (folder / "evaluation.json").write_text(json.dumps({"mistakes": rows}))
+    lines = [f"{row['path']},{row['label']},{row['predicted']}" for row in rows]
+    (folder / "predictions.csv").write_text("\n".join(["path,label,predicted", *lines]) + "\n")
+    return folder
+
+
 @pytest.fixture
 def small_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A classifier of 1000 outputs that is as small as the tests' own."""
@@ -59,11 +76,14 @@ def test_the_artifact_names_files_that_are_there_and_small(
         ("trained", "green", 2),
         ("trained", "red", 2),
     ]
-    named = [row["file"] for row in [*found["ideal"], *found["feature_maps"], found["picture"]]]
+    explained = [*found["explanations"]["pictures"], found["explanations"]["sanity"]]
+    rows = [*found["ideal"], *found["feature_maps"], found["picture"], *explained]
+    named = [row["file"] for row in rows] + [row["animation"] for row in rows if "animation" in row]
+    assert sum(name.endswith(".webp") for name in named) == 2
     there = {path.name for path in (tmp_path / "a").iterdir()}
     assert there == {*named, "visuals.json"}
     for name in named:
-        assert (tmp_path / "a" / name).stat().st_size <= 60_000
+        assert (tmp_path / "a" / name).stat().st_size <= (110_000 if name.endswith(".webp") else 60_000)
         Image.open(tmp_path / "a" / name).verify()
     assert found["picture"]["path"].startswith(found["picture"]["label"] + "/")
     assert found["note"] == ""
@@ -104,33 +124,6 @@ def test_no_classes_asked_for_is_no_remark(tmp_path: Path, model: Path, dataset:
     assert found["note"] == ""
 
 
-def test_the_same_seed_gives_the_same_pictures(model: Path) -> None:
-    logits_of = attacks.logits_model(keras.models.load_model(model / "model.keras"))
-
-    def draw(seed: int) -> np.ndarray:
-        return draw_ideal(logits_of, [0, 2], size=SIDE, steps=5, seed=seed)
-
-    assert np.array_equal(draw(1), draw(1))
-    assert not np.array_equal(draw(1), draw(2))
-    assert draw(1).shape == (2, SIDE, SIDE, 3)
-    assert draw(1).dtype == np.float32
-    assert draw(1).min() == 0
-    assert draw(1).max() == 1
-
-
-def test_a_picture_does_not_depend_on_the_others(model: Path) -> None:
-    logits_of = attacks.logits_model(keras.models.load_model(model / "model.keras"))
-    alone = draw_ideal(logits_of, [2], size=SIDE, steps=3, seed=0)[0]
-    together = draw_ideal(logits_of, [0, 2], size=SIDE, steps=3, seed=0)[1]
-    np.testing.assert_allclose(alone, together, atol=0.02)
-
-
-def test_odd_sides_are_drawn_too(model: Path) -> None:
-    drawn = draw_ideal(lambda x: tf.reduce_mean(x, axis=(1, 2)), [2], size=15, steps=20, seed=0)
-    assert drawn.shape == (1, 15, 15, 3)
-    assert drawn[..., 2].mean() > drawn[..., 0].mean()
-
-
 def test_feature_maps_are_those_of_the_nested_backbone(tmp_path: Path, model: Path, dataset: Path) -> None:
     found = write(tmp_path / "a", model, dataset, num_trained_classes=0)
     assert [(row["layer"], row["shape"]) for row in found["feature_maps"]] == [
@@ -159,15 +152,58 @@ def test_first_layers_are_early_activations_of_falling_resolution(name: str) -> 
     network = backbones.build(name, weights="none").get_layer("backbone")
     layers = first_layers(network)
     sides = [layer.output.shape[1] for layer in layers]
-    assert sides == [112, 56, 28, 14]
+    assert sides == [112, 56, 28, 14, 7]
     maps = keras.Model(network.input, [layer.output for layer in layers])(np.zeros((1, 224, 224, 3)))
     assert [m.shape[1] for m in maps] == sides
 
 
-def test_efficientnet_lite_draws_a_siamese_cat_it_is_sure_of() -> None:
-    classifier = backbones.build_imagenet_classifier("efficientnet_lite0")
-    drawn = draw_ideal(attacks.logits_model(classifier), [284], size=224, steps=80, seed=0)
-    assert float(classifier(drawn)[0, 284]) > 0.99
+def test_explained_pictures_begin_with_the_mistakes(tmp_path: Path, model: Path, dataset: Path) -> None:
+    evaluation = write_evaluation(tmp_path / "evaluation", dataset, wrong=2)
+    found = write(tmp_path / "a", model, dataset, evaluation_path=evaluation, num_trained_classes=0)
+    said = json.loads((evaluation / "evaluation.json").read_text())["mistakes"]
+    rows = found["explanations"]["pictures"]
+    assert [row["path"] for row in rows[:2]] == [mistake["path"] for mistake in said]
+    assert len({row["path"] for row in rows}) == 6
+    assert found["explanations"]["layer"] == "relu12"
+    for row in rows:
+        assert row["path"].startswith(row["label"] + "/")
+        assert row["error"] < 0.2
+    assert found["neighbours"] == []
+    assert found["map"] is None
+
+
+def test_the_check_of_the_maps_is_stored(tmp_path: Path, model: Path, dataset: Path) -> None:
+    sanity = write(tmp_path / "a", model, dataset, num_trained_classes=0)["explanations"]["sanity"]
+    assert sanity["passed"] == (max(sanity["grad_cam"], sanity["integrated_gradients"]) < 0.5)
+    assert (tmp_path / "a" / sanity["file"]).is_file()
+
+
+def test_mistakes_have_neighbours_and_rings_on_the_map(tmp_path: Path, artifacts: Artifacts) -> None:
+    evaluation = write_evaluation(tmp_path / "evaluation", artifacts.dataset, wrong=2)
+    settings = {"features_path": artifacts.features, "evaluation_path": evaluation}
+    found = write(tmp_path / "a", artifacts.model, artifacts.dataset, num_trained_classes=0, **settings)
+    said = json.loads((evaluation / "evaluation.json").read_text())["mistakes"]
+    assert [row["path"] for row in found["neighbours"]] == [mistake["path"] for mistake in said]
+    ringed = {
+        point["path"]: point["predicted"]
+        for point in found["map"]["points"]
+        if point["predicted"] is not None
+    }
+    assert ringed == {mistake["path"]: mistake["predicted"] for mistake in said}
+    named = [row["file"] for row in found["map"]["thumbnails"]]
+    for row in found["neighbours"]:
+        named += [row["file"], *(near["file"] for near in row["nearest"])]
+    for name in named:
+        Image.open(tmp_path / "a" / name).verify()
+
+
+def test_an_evaluation_of_other_pictures_is_refused(tmp_path: Path, model: Path, dataset: Path) -> None:
+    evaluation = write_evaluation(tmp_path / "evaluation", dataset, wrong=1)
+    said = json.loads((evaluation / "evaluation.json").read_text())
+    said["mistakes"][0]["path"] = "red/none.png"
+    (evaluation / "evaluation.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="Received: 'red/none.png', which is none"):
+        write(tmp_path / "a", model, dataset, evaluation_path=evaluation, num_trained_classes=0)
 
 
 @pytest.mark.parametrize(
