@@ -119,7 +119,7 @@ def write_adversarial(
         "noise": _columns([_accuracy(wrong, everyone) for wrong in noise.wrong], "accuracy"),
         "l2": _l2(sized),
         "minimal": _minimal(logits_of, pictures, curves, steps, seed),
-        "transfer": _transfer(contenders, pictures, radii, steps),
+        "transfer": _transfer(contenders, pictures, radii, worst, steps),
         "corruptions": _corruptions(logits_of, pictures, seed),
         "descent": _descent(logits_of, pictures, target_class),
         "triplets": write_triplets(Path(destination), logits_of, pictures, _strongest(curves), classes),
@@ -290,13 +290,17 @@ def _transfer(
     contenders: Sequence[transferability.Contender],
     pictures: AttackedPictures,
     radii: Sequence[float],
+    worst: Array,
     steps: int,
 ) -> dict[str, Any] | None:
-    if len(contenders) < 2 or not whole_levels(radii[-1]):
+    whole = [number for number, epsilon in enumerate(radii) if whole_levels(epsilon)]
+    if len(contenders) < 2 or not whole:
         return None
+    # At a larger ε all models fall to everything, and the matrix says nothing.
+    epsilon = radii[whole[attack_curves.telling_radius(worst[whole])]]
     few = slice(_TRANSFER_PICTURES)
     return transferability.transfer_matrix(
-        contenders, pictures.pixels[few], pictures.labels[few], epsilon=radii[-1], steps=steps
+        contenders, pictures.pixels[few], pictures.labels[few], epsilon=epsilon, steps=steps
     )
 
 

@@ -200,6 +200,16 @@ def worst_case(curves: Sequence[Curve]) -> Array:
     return np.asarray(np.logical_or.accumulate(np.logical_or.reduce([c.wrong for c in curves]), axis=0))
 
 
+def telling_radius(fooled: Array) -> int:
+    """Return which radius tells most: the first at which half of the pictures are fooled, else the last.
+
+    Args:
+        fooled: bool (e, n).
+    """
+    enough = fooled.mean(axis=1) >= 0.5
+    return int(np.argmax(enough)) if enough.any() else len(fooled) - 1
+
+
 def largest_change(pixels: Array, original: Array, norm: str) -> float:
     """Return how far the picture that changed most has moved, in the norm."""
     change = np.abs(pixels.astype(np.float64) - original.astype(np.float64)).reshape(len(pixels), -1)
@@ -250,7 +260,7 @@ def pgd(shot: Shot, pixels: Array, labels: Array, _: Array) -> Any:
 
 def random_signs(shot: Shot, pixels: Array, _labels: Array, _signs: Array) -> Any:
     """A change of the same size that looks for nothing: every channel up or down by ε at random."""
-    signs = np.random.default_rng(shot.seed).choice(np.float32([-1, 1]), pixels.shape)
+    signs = np.random.default_rng(shot.seed).choice(np.array([-1, 1], np.float32), pixels.shape)
     step = whole_levels(shot.epsilon) / 255 if shot.eight_bits else shot.epsilon
     return np.clip(pixels + np.float32(step) * signs, 0, 1)
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from graftflow import datasets, preprocessing
+from graftflow import datasets
 from graftflow.errors import InputError
-from graftflow.predictions import Array, predict
+from graftflow.predictions import Array, decode, predict
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,14 @@ class AttackedPictures:
 
     def take(self, chosen: Array) -> "AttackedPictures":
         """Return the pictures at some positions, ``int (m,)``."""
-        arrays = (self.pixels, self.decoded, self.labels, self.targets, self.probabilities)
-        return AttackedPictures(*(array[chosen] for array in arrays), tuple(self.paths[i] for i in chosen))
+        return AttackedPictures(
+            self.pixels[chosen],
+            self.decoded[chosen],
+            self.labels[chosen],
+            self.targets[chosen],
+            self.probabilities[chosen],
+            tuple(self.paths[i] for i in chosen),
+        )
 
 
 def load(
@@ -67,11 +72,11 @@ def load(
     chosen = stratified(labels, num_pictures, seed)
     wanted = set(chosen)
     examples = [
-        (example["image"], example["path"].numpy().decode())
+        (example["image"].numpy(), example["path"].numpy().decode())
         for position, example in enumerate(datasets.read_split(dataset, "test"))
         if position in wanted
     ]
-    decoded = preprocessing.decode_batch(tf.stack([image for image, _ in examples]), size).numpy()
+    decoded = decode([image for image, _ in examples], size)
     pixels = np.round(decoded * np.float32(255)) / np.float32(255)
     own = np.array([labels[position] for position in chosen], np.int64)
     probabilities = predict(logits_of, pixels)

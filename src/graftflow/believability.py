@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graftflow.attack_curves import Curve
+from graftflow.attack_curves import Curve, telling_radius
 from graftflow.attacked_pictures import AttackedPictures
 from graftflow.errors import InputError
 from graftflow.predictions import Array
@@ -125,8 +125,7 @@ def noise_is_harmless(noise: Curve, worst: Array) -> dict[str, Any]:
     right = noise.attacked
     if not right.any():
         return check("Noise of the same size is harmless", None, "no picture was right", _NOISE_WHY)
-    shares = worst[:, right].mean(axis=1)
-    at = int(np.argmax(shares >= 0.5)) if (shares >= 0.5).any() else len(shares) - 1
+    at = telling_radius(worst[:, right])
     fooled, most = int(noise.reached[at].sum()), max(1, int(MOST_BY_NOISE * right.sum()))
     return check(
         "Noise of the same size is harmless",

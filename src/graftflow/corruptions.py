@@ -65,10 +65,11 @@ def corrupt(pixels: Array, name: str, severity: int, *, seed: int) -> Array:
         raise InputError(f"pixels must have the shape (n, s, s, 3). Received: {pixels.shape}.")
     kind = CORRUPTIONS[name]
     value = kind.values[severity - 1] * (pixels.shape[1] / _SIDE if kind.is_length else 1)
-    corrupted = np.empty_like(pixels, np.float32)
+    corrupted = np.empty(pixels.shape, np.float32)
     for index, picture in enumerate(pixels):
         corrupted[index] = kind.apply(picture, value, np.random.default_rng((seed, index)))
-    return np.round(np.clip(corrupted, 0, 1) * np.float32(255)) / np.float32(255)
+    levels = np.round(np.clip(corrupted, 0, 1) * np.float32(255))
+    return np.asarray(levels / np.float32(255), np.float32)
 
 
 def _gaussian_noise(x: Array, deviation: float, generator: np.random.Generator) -> Any:

@@ -1,6 +1,6 @@
 """Predictions of pictures in memory: in batches, and as a server would see them, through a PNG."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,5 +51,15 @@ def through_png(pixels: Array, size: int | None = None) -> Array:
     Returns:
         ``float32 (n, size, size, 3)`` in [0, 1].
     """
-    files = tf.constant(as_png(pixels))
-    return np.asarray(preprocessing.decode_batch(files, size or pixels.shape[1]))
+    return decode(as_png(pixels), size or int(pixels.shape[1]))
+
+
+def decode(pictures: Sequence[bytes], size: int) -> Array:
+    """Decode picture files as a server does, ``float32 (n, size, size, 3)`` in [0, 1]."""
+    return np.asarray(_decode(tf.constant(list(pictures)), size))
+
+
+# Eagerly its map would decode one picture at a time.
+@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+def _decode(pictures: tf.Tensor, size: int) -> tf.Tensor:
+    return preprocessing.decode_batch(pictures, size)
