@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from graftflow import attacks
+from graftflow.attacks import networks
 from graftflow.epsilons import parse_epsilon, parse_epsilons, whole_levels
 from graftflow.errors import InputError
 from graftflow.imagenet_classes import IMAGENET_CLASSES, imagenet_index
@@ -208,10 +209,10 @@ def test_a_batch_is_attacked_picture_by_picture(
 def test_radii_share_one_compilation(logits_of: keras.Model, pixels: np.ndarray, labels: np.ndarray) -> None:
     every_attack(logits_of, pixels, labels, EPSILONS[0], False)
     every_attack(logits_of, pixels[:7], labels[:7], EPSILONS[0], False)
-    before = attacks.loss_gradient.experimental_get_tracing_count()
+    before = networks.gradient_pass.experimental_get_tracing_count()
     for epsilon in EPSILONS:
         every_attack(logits_of, pixels[:9], labels[:9], epsilon, False)
-    assert attacks.loss_gradient.experimental_get_tracing_count() == before
+    assert networks.gradient_pass.experimental_get_tracing_count() == before
 
 
 @pytest.mark.parametrize("eight_bits", [False, True])
