@@ -20,7 +20,9 @@ PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(cal
 	$(call given,AUGMENTATION,augmentation) $(call given,PRECISION,precision) \
 	$(call given,MIRRORS,mirrors) $(call given,CACHE,cache) \
 	$(call given,FINE_TUNE_EPOCHS,fine-tune-epochs) $(call given,LEARNING_RATE,learning-rate) \
-	$(call given,MIN_ACCURACY,min-accuracy) $(call given,EPSILONS,epsilons) \
+	$(call given,MIN_ACCURACY,min-accuracy) $(call given,MIN_ROBUST_ACCURACY,min-robust-accuracy) \
+	$(call given,ROBUST_EPSILON,robust-epsilon) $(call given,ADVERSARIAL_TRAINING,adversarial-training) \
+	$(call given,ADVERSARIAL_EPSILON,adversarial-epsilon) $(call given,EPSILONS,epsilons) \
 	$(call given,ATTACK_STEPS,attack-steps) $(call given,ATTACK_PICTURES,attack-pictures) \
 	$(call given,ATTACK_TARGET,attack-target) $(call given,IDEAL_CLASSES,ideal-classes) \
 	$(call given,IDEAL_STEPS,ideal-steps) $(call given,VERSION,version) $(call given,STORE,store) \
@@ -55,10 +57,22 @@ challenge: $(RUN_READY) ## Pictures unlike the training data: make challenge DAT
 	@$(PY) -m pipelines.run_challenge $(call given,DATASET,dataset) $(call given,RUN,run) $(call given,SEED,seed) \
 		$(call given,NUM_PICTURES,num-pictures)
 
+.PHONY: attack ideal
+attack: $(RUN_READY) ## Fool a run's model with one picture: make attack IMAGE=dog.jpg TARGET=cat EPSILON=4/255
+	@test -n "$(IMAGE)" || { echo "error: IMAGE must name a picture: make attack IMAGE=dog.jpg TARGET=cat" >&2; exit 2; }
+	@$(PY) -m pipelines.attack_picture --image '$(IMAGE)' $(call given,TARGET,target) $(call given,EPSILON,epsilon) \
+		$(call given,ATTACK,attack) $(call given,STEPS,steps) $(call given,RUN,run) $(call given,SEED,seed) \
+		$(call given,OUTPUT,output)
+
+ideal: $(RUN_READY) ## What a network wants to see of a class: make ideal CLASS="Siamese cat"
+	@test -n "$(CLASS)" || { echo "error: CLASS must name a class: make ideal CLASS=zebra" >&2; exit 2; }
+	@$(PY) -m pipelines.draw_ideal --class '$(CLASS)' $(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
+		$(call given,RUN,run) $(call given,SEED,seed) $(call given,STEPS,steps) $(call given,OUTPUT,output)
+
 ##@ One step alone, on the artifacts of a run (RUN=runs/latest)
-STEPS := check-settings download-data extract-features train-head fine-tune export-model evaluate \
+STEP_TARGETS := check-settings download-data extract-features train-head fine-tune export-model evaluate \
 	generate-adversarial visualise-model write-report deploy-model
-.PHONY: $(STEPS)
+.PHONY: $(STEP_TARGETS)
 check-settings: ## Every setting, before any work
 download-data: ## Pictures into shards: make download-data DATASET=archive:pets.zip
 extract-features: ## Pictures through the backbone: make extract-features BACKBONE=vgg16
@@ -70,7 +84,7 @@ generate-adversarial: ## Attacks: make generate-adversarial EPSILONS=1/255,4/255
 visualise-model: ## Ideal images and feature maps: make visualise-model IDEAL_CLASSES=zebra
 write-report: ## One HTML page
 deploy-model: ## Into the model store: make deploy-model STORE=models
-$(STEPS): $(RUN_READY)
+$(STEP_TARGETS): $(RUN_READY)
 	@$(PY) -m pipelines.run_step $(subst -,_,$@) $(call given,RUN,run) $(PARAMETERS)
 
 ##@ The deployed model

@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--target", default="", help="class to be predicted (default: any but the one predicted now)")
     add("--epsilon", default="4/255", help="radius, a fraction or k/255 (default: %(default)s)")
     add("--run", type=Path, default=LATEST, help="folder of a run")
-    add("--attack", default="pgd", help="pgd, fgsm, … (default: %(default)s)")
+    add("--attack", default="pgd", help="fgsm, pgd, apgd, square or ensemble (default: %(default)s)")
     add("--steps", type=int, default=40, help="gradient evaluations, at most (default: %(default)s)")
     add("--seed", type=int, default=0, help="fixes the random start (default: %(default)s)")
     add("--output", type=Path, help="folder for the pictures (default: a new one in the run's attacks/)")

@@ -45,7 +45,11 @@ def build(settings: Settings) -> Any:
         ema_decay: float = 0.99,
         augmentation: str = "light",
         precision: str = "auto",
+        adversarial_training: str = "none",
+        adversarial_epsilon: str = "2/255",
         min_accuracy: float = 0.9,
+        min_robust_accuracy: float = 0.0,
+        robust_epsilon: str = "1/255",
         epsilons: str = "0.5/255, 1/255, 2/255, 4/255, 8/255",
         attack_steps: int = 10,
         attack_pictures: int = 32,
@@ -82,7 +86,13 @@ def build(settings: Settings) -> Any:
             ema_decay: of the moving average of the weights that is kept, 0 (none) to below 1.
             augmentation: none, light or strong.
             precision: auto (16 bits on a GPU with tensor cores), float32, mixed_float16 or mixed_bfloat16.
+            adversarial_training: none, fgsm (one step from a random start) or pgd (a few): blocks are trained on
+                attacked pictures, which costs accuracy and the cached activations.
+            adversarial_epsilon: L-infinity radius of these attacks, a fraction or k/255.
             min_accuracy: test accuracy, 0 to 1, below which nothing is deployed.
+            min_robust_accuracy: accuracy under attack within robust_epsilon, 0 to 1, below which nothing is deployed;
+                it counts as 0 where a check of the attacks failed.
+            robust_epsilon: L-infinity radius of that gate, a fraction or k/255.
             epsilons: radii of the attacks in L-infinity, as fractions or k/255.
             attack_steps: steps of PGD.
             attack_pictures: how many test pictures are attacked.
@@ -118,7 +128,11 @@ def build(settings: Settings) -> Any:
             ema_decay=ema_decay,
             augmentation=augmentation,
             precision=precision,
+            adversarial_training=adversarial_training,
+            adversarial_epsilon=adversarial_epsilon,
             min_accuracy=min_accuracy,
+            min_robust_accuracy=min_robust_accuracy,
+            robust_epsilon=robust_epsilon,
             epsilons=epsilons,
             attack_steps=attack_steps,
             attack_pictures=attack_pictures,
@@ -170,6 +184,8 @@ def build(settings: Settings) -> Any:
             ema_decay=ema_decay,
             augmentation=augmentation,
             precision=precision,
+            adversarial_training=adversarial_training,
+            adversarial_epsilon=adversarial_epsilon,
             cache=cache,
         ).set_display_name("Fine-tune")
         exported = export_model(
@@ -183,7 +199,11 @@ def build(settings: Settings) -> Any:
         attacked = generate_adversarial(
             dataset=data.outputs["dataset"],
             model=tuned.outputs["model"],
+            head=head.outputs["head"],
+            evaluation=evaluated.outputs["evaluation"],
+            backbone_weights=weights,
             epsilons=epsilons,
+            robust_epsilon=robust_epsilon,
             steps=attack_steps,
             num_pictures=attack_pictures,
             target_class=attack_target,
@@ -192,6 +212,8 @@ def build(settings: Settings) -> Any:
         seen = visualise_model(
             dataset=data.outputs["dataset"],
             model=tuned.outputs["model"],
+            features=features.outputs["features"],
+            evaluation=evaluated.outputs["evaluation"],
             backbone_weights=weights,
             ideal_classes=ideal_classes,
             steps=ideal_steps,
@@ -208,7 +230,10 @@ def build(settings: Settings) -> Any:
             visuals=seen.outputs["visuals"],
             min_accuracy=min_accuracy,
         ).set_display_name("Write report")
-        with dsl.If(evaluated.outputs["Output"] >= min_accuracy, name="accurate enough"):
+        with (
+            dsl.If(evaluated.outputs["Output"] >= min_accuracy, name="accurate enough"),
+            dsl.If(attacked.outputs["Output"] >= min_robust_accuracy, name="robust enough"),
+        ):
             deployed = deploy_model(
                 dataset=data.outputs["dataset"],
                 saved_model=exported.outputs["saved_model"],

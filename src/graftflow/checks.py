@@ -40,6 +40,11 @@ def check_run(settings: Mapping[str, Any]) -> int:
                 "validation_fraction and test_fraction must leave pictures to train on (sum below 1). "
                 f"Received a sum of {held_out:g}"
             )
+    if settings.get("adversarial_training", "none") != "none" and settings.get("fine_tune_blocks") == 0:
+        raise InputError(
+            "adversarial_training needs blocks that train: fine_tune_blocks must be at least 1, or "
+            f"adversarial_training 'none'. Received: 0 and '{settings['adversarial_training']}'"
+        )
     return len(settings)
 
 
@@ -80,6 +85,8 @@ _RECIPE = (
     "ema_decay",
     "augmentation",
     "precision",
+    "adversarial_training",
+    "adversarial_epsilon",
 )
 _CHECKS: dict[str, Any] = {
     "dataset": lambda _, value: sources.check_source(value),
@@ -97,6 +104,8 @@ _CHECKS: dict[str, Any] = {
     "mirrors": lambda _, value: sources.check_mirrors(value),
     "cache": lambda _, value: caches.check_cache(value),
     "min_accuracy": _fraction,
+    "min_robust_accuracy": _fraction,
+    "robust_epsilon": lambda _, value: epsilons.parse_epsilon(value),
     "epsilons": lambda _, value: epsilons.parse_epsilons(value),
     "attack_steps": _at_least(1),
     "attack_pictures": _at_least(1),

@@ -77,14 +77,18 @@ def test_edges_are_those_of_the_design(spec: PipelineSpec) -> None:
         ("export-model", "evaluate"),
         ("download-data", "generate-adversarial"),
         ("fine-tune", "generate-adversarial"),
+        ("train-head", "generate-adversarial"),
+        ("evaluate", "generate-adversarial"),
         ("download-data", "visualise-model"),
         ("fine-tune", "visualise-model"),
+        ("extract-features", "visualise-model"),
+        ("evaluate", "visualise-model"),
         *((step, "write-report") for step in TASKS - {"check-settings", "write-report", "deploy-model"}),
         ("download-data", "condition-1"),
         ("export-model", "condition-1"),
         ("evaluate", "condition-1"),
     }
-    gated = spec.components["comp-condition-1"].dag.tasks["deploy-model"]
+    gated = spec.components["comp-condition-2"].dag.tasks["deploy-model"]
     assert set(gated.inputs.artifacts) == {"dataset", "saved_model", "evaluation"}
 
 
@@ -96,16 +100,27 @@ def test_settings_are_checked_before_anything_is_downloaded(spec: PipelineSpec) 
     assert every - checked == {"attack_target", "fingerprint"}
 
 
-def test_deployment_waits_behind_a_gate_on_the_returned_accuracy(spec: PipelineSpec) -> None:
-    gate = spec.root.dag.tasks["condition-1"]
-    given = gate.inputs.parameters["pipelinechannel--evaluate-Output"].task_output_parameter
-    assert (given.producer_task, given.output_parameter_key) == ("evaluate", "Output")
-    condition = gate.trigger_policy.condition
+@pytest.mark.parametrize(
+    ("outer", "gate", "step", "threshold"),
+    [
+        ("", "condition-1", "evaluate", "min_accuracy"),
+        ("condition-1", "condition-2", "generate-adversarial", "min_robust_accuracy"),
+    ],
+)
+def test_deployment_waits_behind_gates_on_the_returned_accuracies(
+    spec: PipelineSpec, outer: str, gate: str, step: str, threshold: str
+) -> None:
+    dag = spec.components[f"comp-{outer}"].dag if outer else spec.root.dag
+    condition = dag.tasks[gate].trigger_policy.condition
     assert condition == (
-        "inputs.parameter_values['pipelinechannel--evaluate-Output'] >= "
-        "inputs.parameter_values['pipelinechannel--min_accuracy']"
+        f"inputs.parameter_values['pipelinechannel--{step}-Output'] >= "
+        f"inputs.parameter_values['pipelinechannel--{threshold}']"
     )
-    assert set(spec.components["comp-condition-1"].dag.tasks) == {"deploy-model"}
+    given = spec.root.dag.tasks["condition-1"].inputs.parameters[f"pipelinechannel--{step}-Output"]
+    source = given.task_output_parameter
+    assert (source.producer_task, source.output_parameter_key) == (step, "Output")
+    inside = {"condition-1": "condition-2", "condition-2": "deploy-model"}
+    assert set(spec.components[f"comp-{gate}"].dag.tasks) == {inside[gate]}
 
 
 def test_images_resources_and_retries_come_from_the_settings(spec: PipelineSpec) -> None:
@@ -115,14 +130,14 @@ def test_images_resources_and_retries_come_from_the_settings(spec: PipelineSpec)
         assert "pip install" not in " ".join(executor.container.command)
     fine_tune = executors(spec)["fine-tune"].container.resources
     assert fine_tune.resource_memory_limit == "8Gi"
-    dags = (spec.root.dag, spec.components["comp-condition-1"].dag)
+    dags = (spec.root.dag, spec.components["comp-condition-2"].dag)
     for task in (t for dag in dags for name, t in dag.tasks.items() if name in TASKS):
         assert task.retry_policy.max_retry_count == 2
         assert task.retry_policy.backoff_duration.seconds == 30
 
 
 def test_every_step_but_the_deployment_is_cached_and_has_a_name_for_people(spec) -> None:
-    dags = (spec.root.dag, spec.components["comp-condition-1"].dag)
+    dags = (spec.root.dag, spec.components["comp-condition-2"].dag)
     tasks = {name: t for dag in dags for name, t in dag.tasks.items() if name in TASKS}
     assert {n for n, t in tasks.items() if not t.caching_options.enable_cache} == {"deploy-model"}
     names = {name: task.task_info.name for name, task in tasks.items()}
@@ -139,7 +154,7 @@ def test_the_defaults_of_fine_tuning_are_those_of_its_recipe() -> None:
     values = parameters.defaults(parameters.local_pipeline("python"))
     names = {"epochs": "fine_tune_epochs", "num_views": "fine_tune_views"}
     shared = {name: value for name, value in asdict(Recipe()).items() if names.get(name, name) in values}
-    assert len(shared) == 11
+    assert len(shared) == 13
     assert shared == {name: values[names.get(name, name)] for name in shared}
 
 
