@@ -92,8 +92,8 @@ def _strip(pixels: Array, cam: Array, attribution: Array) -> Array:
     grey = np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
     heat = np.clip(_resized(cam, Image.Resampling.BICUBIC), 0, 1)
     warm = 0.45 * grey + 0.55 * colormaps["inferno"](heat)[..., :3]
-    # A window of five pixels: single pixels flicker, and are below what a person can see.
-    smooth = tf.nn.avg_pool2d(attribution[None, ..., None], 5, 1, "SAME").numpy()[0, ..., 0]
+    # A window of nine pixels: single pixels flicker, and are below what a person can see.
+    smooth = tf.nn.avg_pool2d(attribution[None, ..., None], 9, 1, "SAME").numpy()[0, ..., 0]
     share = smooth / max(float(np.percentile(np.abs(smooth), 99.5)), 1e-12)
     share = np.clip(_resized(share), -1, 1)
     colour = np.where(share[..., None] > 0, (1.0, 0.55, 0.0), (0.15, 0.5, 1.0))

@@ -96,7 +96,7 @@ def _explanations(said: Mapping[str, Any] | None, add: Any) -> dict[str, Any] | 
         "shuffled": add(sanity, 600),
         "passed": sanity["passed"],
         "correlations": [
-            {"name": shown, "value": f"{sanity[name]:.2f}".replace("-", "−")}
+            {"name": shown, "value": f"{round(sanity[name], 2) + 0.0:.2f}".replace("-", "−")}
             for name, shown in _METHODS.items()
         ],
     }
