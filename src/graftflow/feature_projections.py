@@ -50,6 +50,8 @@ def project(features: npt.NDArray[np.float32], *, seed: int) -> Projection:
     rows = features / np.where(lengths > 0, lengths, 1)
     count = len(rows)
     components = min(_COMPONENTS, count, rows.shape[1])
+    if count == 1:  # whose variance is undefined
+        return Projection(np.full((1, 2), 0.5, np.float32), "PCA", 1.0)
     main = PCA(components, svd_solver="randomized", random_state=seed).fit_transform(rows)
     # The sign of a component is arbitrary: the longest coordinate is made positive.
     main = main * np.where(main[np.abs(main).argmax(0), range(components)] < 0, -1, 1)

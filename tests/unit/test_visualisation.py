@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from graftflow import backbones, datasets
+from graftflow import backbones, datasets, preprocessing
 from graftflow.errors import InputError
 from graftflow.feature_maps import first_layers
 from graftflow.visualisation import write_visuals
@@ -93,8 +94,8 @@ def test_probabilities_are_those_of_the_files(tmp_path: Path, model: Path, datas
     found = write(tmp_path / "a", model, dataset, steps=60)
     classifier = keras.models.load_model(model / "model.keras")
     for index, row in enumerate(found["ideal"]):
-        pixels = np.asarray(Image.open(tmp_path / "a" / row["file"]), np.float32)[None] / 255
-        probability = float(classifier(pixels)[0, index])
+        pixels = preprocessing.decode(tf.constant((tmp_path / "a" / row["file"]).read_bytes()), SIDE)
+        probability = float(classifier(pixels[None])[0, index])
         assert row["probability"] == pytest.approx(probability, abs=1e-5)
         assert probability > 0.8
 
