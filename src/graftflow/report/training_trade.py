@@ -1,6 +1,6 @@
 """The trade of adversarial training: what it withstands, and what that costs without attack."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graftflow.report import numbers
@@ -40,7 +40,7 @@ def training_trade(model: Mapping[str, Any]) -> dict[str, Any] | None:
         "attack": f"{trade['attack']} with {numbers.plural(trade['steps'], 'step')}, "
         f"on {numbers.plural(trade['pictures'], 'validation picture')}",
         "collapsed": _collapse(trade["collapsed_epoch"]),
-        "charts": [_chart(model, trade)] if model["history"] else [],
+        "charts": _charts(model["history"], trade["least_accuracy"]) if model["history"] else [],
     }
 
 
@@ -72,21 +72,29 @@ def _collapse(epoch: int | None) -> str:
     )
 
 
-def _chart(model: Mapping[str, Any], trade: Mapping[str, Any]) -> dict[str, Any]:
-    history, least = model["history"], trade["least_accuracy"]
-    keys = {"without attack": "validation_accuracy", "under attack": "validation_robust_accuracy"}
-    values = [row[key] for row in history for key in keys.values()]
-    x = count_axis("epoch", [row["epoch"] for row in history])
-    best = max(row["validation_robust_accuracy"] for row in history)
-    return Chart(
-        "Accuracy, epoch by epoch",
-        f"Validation accuracy over {numbers.plural(len(history), 'epoch')} without and under attack; under attack at "
-        f"most {numbers.percent(best)}.",
-        x,
-        percent_axis("validation accuracy", [*values, least], numbers.short_percent),
-        [
-            Series(name, [(row["epoch"], row[key]) for row in history], colour, dashed=bool(colour))
-            for colour, (name, key) in enumerate(keys.items())
-        ],
-        (Guide((x.low, least), (x.high, least), "least, without attack"),),
-    ).drawing()
+def _charts(history: Sequence[Mapping[str, float]], least: float) -> list[dict[str, Any]]:
+    x = count_axis("epoch", [int(row["epoch"]) for row in history])
+    clean, robust = (
+        [row[key] for row in history] for key in ("validation_accuracy", "validation_robust_accuracy")
+    )
+    return [
+        Chart(
+            f"Accuracy {how}",
+            f"Validation accuracy {how} over {numbers.plural(len(history), 'epoch')}: first "
+            f"{numbers.percent(values[0])}, last {numbers.percent(values[-1])}, at most {numbers.percent(max(values))}.",
+            x,
+            percent_axis("validation accuracy", [*values, low], numbers.short_percent),
+            [Series(how, [(row["epoch"], v) for row, v in zip(history, values, strict=True)], colour)],
+            guides,
+        ).drawing()
+        for how, values, low, colour, guides in (
+            (
+                "without attack",
+                clean,
+                least,
+                0,
+                (Guide((x.low, least), (x.high, least), "least that counts"),),
+            ),
+            ("under attack", robust, 1.0, 1, ()),
+        )
+    ]
