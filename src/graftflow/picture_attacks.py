@@ -24,21 +24,49 @@ PANEL, GAP, MARGIN, HEAD = 336, 16, 20, 86
 BACKGROUND, INK, FAINT, ALERT, GOOD = "#ffffff", "#22252a", "#5d636d", "#a5311f", "#1c6b3a"
 # The perturbation is shown so many times larger, around grey.
 MAGNIFIED = 10
+# Square has no gradient to go by: it asks so many times for every step of the others.
+_QUERIES_A_STEP = 10
 
 Attack = Callable[..., Any]
 
 
 def _fgsm(logits_of: attacks.Logits, pixels: Array, labels: Array, **settings: Any) -> Any:
-    epsilon, targeted = settings["epsilon"], settings["targeted"]
-    found = attacks.fgsm(logits_of, pixels, labels, epsilon=epsilon, targeted=targeted)
-    return attacks.round_to_eight_bits(found, pixels, epsilon)
+    found = attacks.fast_gradient(
+        logits_of, pixels, labels, epsilon=settings["epsilon"], targeted=settings["targeted"], eight_bits=True
+    )
+    return found.pixels
 
 
 def _pgd(logits_of: attacks.Logits, pixels: Array, labels: Array, **settings: Any) -> Any:
-    return attacks.pgd(logits_of, pixels, labels, eight_bits=True, **settings)
+    return attacks.projected_gradient(logits_of, pixels, labels, eight_bits=True, **settings).pixels
 
 
-ATTACKS: dict[str, Attack] = {"fgsm": _fgsm, "pgd": _pgd}
+def _apgd(logits_of: attacks.Logits, pixels: Array, labels: Array, **settings: Any) -> Any:
+    return attacks.apgd(logits_of, pixels, labels, eight_bits=True, **settings).pixels
+
+
+def _square(logits_of: attacks.Logits, pixels: Array, labels: Array, **settings: Any) -> Any:
+    queries = _QUERIES_A_STEP * settings.pop("steps")
+    return attacks.square(logits_of, pixels, labels, queries=queries, eight_bits=True, **settings).pixels
+
+
+def _ensemble(logits_of: attacks.Logits, pixels: Array, labels: Array, **settings: Any) -> Any:
+    if settings.pop("targeted"):
+        others = ", ".join(name for name in ATTACKS if name != "ensemble")
+        raise InputError(
+            f"a target must go with one of the attacks {others}. Received: 'ensemble', which has none."
+        )
+    queries = _QUERIES_A_STEP * settings["steps"]
+    return attacks.ensemble(logits_of, pixels, labels, queries=queries, eight_bits=True, **settings).pixels
+
+
+ATTACKS: dict[str, Attack] = {
+    "fgsm": _fgsm,
+    "pgd": _pgd,
+    "apgd": _apgd,
+    "square": _square,
+    "ensemble": _ensemble,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +127,7 @@ def attack_picture(
         epsilon: radius in the attack's norm, in [1/255, 1].
         target: the class to be predicted, or ``""``: any but the one that the model predicts now.
         attack: a name in ``ATTACKS``.
-        steps: gradient evaluations, at most; ≥ 1; FGSM takes one.
+        steps: gradient evaluations, at most; ≥ 1. FGSM takes one; Square asks ten times as often, without gradients.
         seed: fixes what is random in the attack.
 
     Returns:

@@ -35,7 +35,7 @@ def arguments(run: Run, small: dict[str, Path], *more: str) -> list[str]:
     return [f"--image={small['image']}", f"--run={run.folder}", "--epsilon=40/255", *more]
 
 
-@pytest.mark.parametrize("attack", ["pgd", "fgsm"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "square"])
 def test_the_files_show_what_was_printed(run, small, attack, capsys) -> None:
     assert attack_picture.main(arguments(run, small, "--target=blue", f"--attack={attack}")) == 0
     printed = capsys.readouterr().out
@@ -67,6 +67,14 @@ def test_without_a_target_any_other_class_will_do(run, small, tmp_path: Path) ->
     assert not (run.folder / "attacks").exists()
     with Image.open(output / "side_by_side.png") as picture:
         assert picture.size[0] == 1080
+
+
+def test_the_ensemble_goes_without_a_target(run, small, tmp_path: Path, capsys) -> None:
+    more = ("--attack=ensemble", "--steps=5", f"--output={tmp_path / 'out'}")
+    assert attack_picture.main(arguments(run, small, *more)) == 0
+    assert json.loads((tmp_path / "out" / "attack.json").read_text(encoding="utf-8"))["fooled"]
+    assert attack_picture.main(arguments(run, small, *more, "--target=blue")) == 1
+    assert "a target must go with one of the attacks fgsm, pgd, apgd, square" in capsys.readouterr().err
 
 
 def test_a_picture_that_resists_is_told_plainly(run, small, tmp_path: Path, capsys) -> None:
