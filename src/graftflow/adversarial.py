@@ -99,6 +99,7 @@ def write_adversarial(
         believability.never_rises(worst),
         believability.pgd_beats_fgsm(curves),
         _falls_at_last(logits_of, pictures, curves, steps, seed),
+        believability.gradients_are_open(curves),
         believability.noise_is_harmless(noise, worst),
     ]
     everyone = np.ones_like(pictures.right)

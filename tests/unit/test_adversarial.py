@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graftflow.adversarial import stratified, write_adversarial
+from graftflow import attack_curves, believability
+from graftflow.adversarial import robust_accuracy, stratified, write_adversarial
+from graftflow.attacked_pictures import AttackedPictures
 from graftflow.errors import InputError
 from tests.unit.small_classifier import SIDE, write_small_dataset, write_small_model
 
@@ -182,3 +184,193 @@ def test_a_missing_model_and_another_number_of_classes_are_refused(tmp_path: Pat
         write(tmp_path / "a", tmp_path / "no-model", other)
     with pytest.raises(InputError, match=r"2 classes\. Received: 3 outputs"):
         write(tmp_path / "a", model, other)
+
+
+CHECKS = {
+    "Unchanged pictures are predicted as evaluated",
+    "Changes stay within ε",
+    "Worst case never rises with ε",
+    "PGD is never weaker than FGSM",
+    "Everything falls at a large ε",
+    "Without gradients no more is found",
+    "Noise of the same size is harmless",
+}
+
+
+def holds(result: dict[str, Any]) -> dict[str, bool | None]:
+    return {row["name"]: row["holds"] for row in result["checks"]}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Steps(keras.layers.Layer):
+    """Rounds its input, so that no gradient comes through and hardly an answer changes."""
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.round(x * 30) / 30 + 0 * x
+
+
+@pytest.fixture
+def masked(tmp_path: Path, model: Path) -> Path:
+    """The small model behind pixels rounded to steps: as fragile as before, its gradients are zero."""
+    small = keras.models.load_model(model / "model.keras")
+    pixels = keras.Input((SIDE, SIDE, 3))
+    x = small.get_layer("backbone")(small.get_layer("preprocessing")(Steps(name="steps")(pixels)))
+    logits = small.get_layer("logits")(x)
+    hidden = keras.Model(pixels, small.get_layer("probabilities")(logits))
+    (tmp_path / "masked").mkdir()
+    hidden.save(tmp_path / "masked" / "model.keras")
+    return tmp_path / "masked"
+
+
+def test_every_check_is_made_and_an_honest_attack_passes(result: dict[str, Any]) -> None:
+    assert set(holds(result)) == CHECKS
+    assert [name for name, held in holds(result).items() if held is False] == []
+    assert holds(result)["Unchanged pictures are predicted as evaluated"] is None
+    assert all(row["seen"] and row["why"] for row in result["checks"])
+    assert result["believable"] is True
+
+
+def test_a_model_that_hides_its_gradients_is_not_believed(
+    tmp_path: Path, masked: Path, dataset: Path
+) -> None:
+    found = write(tmp_path / "a", masked, dataset)
+    assert found["worst_case"]["accuracy"][2] > 0.5
+    assert holds(found)["Everything falls at a large ε"] is False
+    assert found["believable"] is False
+    assert robust_accuracy(found, 16 / 255) == 0
+
+
+def test_the_gate_gets_the_worst_case_at_a_radius_that_was_tried(result: dict[str, Any]) -> None:
+    assert robust_accuracy(result, 4 / 255) == result["worst_case"]["accuracy"][1]
+    assert robust_accuracy(result) == result["worst_case"]["accuracy"][-1]
+    with pytest.raises(InputError, match=r"known at 0\.5/255, 4/255, .*Received: 5/255"):
+        robust_accuracy(result, 5 / 255)
+
+
+def test_intervals_hold_their_figures_and_have_a_width(result: dict[str, Any]) -> None:
+    rows = [result["worst_case"], result["noise"], *result["attacks"], *result["corruptions"]["rows"]]
+    for row in rows:
+        for low, value, high in zip(row["low"], row["accuracy"], row["high"], strict=True):
+            assert 0 <= low <= value <= high <= 1
+            assert high - low > 0.1  # nine pictures say little
+
+
+def test_minimal_radii_agree_with_the_curve(result: dict[str, Any]) -> None:
+    found = result["minimal"]["epsilons"]
+    assert len(found) == result["minimal"]["pictures"] == round(9 * result["clean_accuracy"])
+    radii, worst = result["epsilons"], result["worst_case"]["success"]
+    for epsilon, success in zip(radii, worst, strict=True):
+        assert np.mean([x is not None and x <= epsilon for x in found]) <= success + 1e-9
+    assert all(x is None or x == round(x) or x < 1 for x in found)
+
+
+def test_an_attack_that_leaves_its_ball_is_caught() -> None:
+    pictures, logits_of = some_pictures()
+    too_far = attack_curves.Attack("cheat", lambda shot, x, y, s: np.clip(x + 3 * shot.epsilon, 0, 1))
+    for attack, held in ((too_far, False), (attack_curves.PGD, True)):
+        curve = attack_curves.measure(attack, logits_of, pictures, [4 / 255], steps=2, seed=0)
+        found = believability.within_radius([curve])
+        assert found["holds"] is held
+    assert believability.within_radius([])["holds"] is None
+
+
+def test_an_attack_without_gradients_that_finds_more_is_told() -> None:
+    pictures, logits_of = some_pictures()
+
+    def idle(shot: Any, x: Any, y: Any, s: Any) -> Any:
+        return x
+
+    def oracle(shot: Any, x: Any, y: Any, s: Any) -> Any:
+        return np.clip(x - shot.epsilon * (2 * y[:, None, None, None] - 1), 0, 1).astype(np.float32)
+
+    weak = attack_curves.Attack("weak", idle)
+    blind = attack_curves.Attack("blind", oracle, on_the_rest=True, follows_gradients=False)
+    first = attack_curves.measure(weak, logits_of, pictures, [64 / 255], steps=1, seed=0)
+    then = attack_curves.measure(blind, logits_of, pictures, [64 / 255], steps=1, seed=0, before=[first])
+    assert then.reached.all()
+    assert believability.gradients_are_open([first, then])["holds"] is False
+    after = attack_curves.measure(blind, logits_of, pictures, [64 / 255], steps=1, seed=0, before=[then])
+    assert not after.tried.any()
+    assert believability.gradients_are_open([first, after])["holds"] is True
+    assert believability.gradients_are_open([first])["holds"] is None
+
+
+def some_pictures() -> tuple[AttackedPictures, Any]:
+    """Eight grey pictures told apart by their brightness, and what tells them apart."""
+    import tensorflow as tf
+
+    levels = np.round(np.linspace(90, 160, 8)).astype(np.float32) / 255
+    pixels = np.tile(levels[:, None, None, None], (1, 4, 4, 3))
+    labels = np.int64(levels > 0.5)
+
+    def logits_of(x: Any) -> Any:
+        bright = tf.reduce_mean(x, axis=(1, 2, 3)) - 0.5
+        return tf.stack([-9 * bright, 9 * bright], axis=1)
+
+    probabilities = tf.nn.softmax(logits_of(pixels)).numpy()
+    paths = tuple(str(i) for i in range(8))
+    return AttackedPictures(pixels, pixels, labels, 1 - labels, probabilities, paths), logits_of
+
+
+def test_random_noise_that_fools_is_told() -> None:
+    pictures, logits_of = some_pictures()
+    noise = attack_curves.measure(attack_curves.NOISE, logits_of, pictures, [1 / 255], steps=1, seed=0)
+    worst = np.ones((1, 8), bool)
+    assert believability.noise_is_harmless(noise, worst)["holds"] is True
+    loud = attack_curves.Attack("loud", lambda shot, x, y, s: 1 - x, grows=False)
+    curve = attack_curves.measure(loud, logits_of, pictures, [1 / 255], steps=1, seed=0)
+    assert believability.noise_is_harmless(curve, worst)["holds"] is False
+
+
+def test_the_evaluation_of_the_same_model_agrees_and_of_another_does_not(
+    tmp_path: Path, model: Path, dataset: Path
+) -> None:
+    from graftflow import evaluation, export
+
+    for folder in ("saved", "evaluation"):
+        (tmp_path / folder).mkdir()
+    export.write_saved_model(tmp_path / "saved", model_path=model, dataset_path=dataset, version=1)
+    evaluation.write_evaluation(
+        tmp_path / "evaluation", saved_model_path=tmp_path / "saved", dataset_path=dataset
+    )
+    settings: dict[str, Any] = {"epsilons": [4 / 255], "steps": 1, "evaluation_path": tmp_path / "evaluation"}
+    name = "Unchanged pictures are predicted as evaluated"
+    assert holds(write(tmp_path / "a", model, dataset, **settings))[name] is True
+    table = tmp_path / "evaluation" / "predictions.csv"
+    lines = table.read_text().splitlines()
+    # Columns of two classes change places: another model would differ like this.
+    turned = [lines[0].replace("blue,green", "green,blue"), *lines[1:]]
+    table.write_text("\n".join(turned) + "\n")
+    found = write(tmp_path / "b", model, dataset, **settings)
+    assert holds(found)[name] is False
+    assert found["believable"] is False
+    table.unlink()
+    with pytest.raises(InputError, match="An evaluation must be a folder with evaluation.json"):
+        write(tmp_path / "c", model, dataset, **settings)
+
+
+def test_attacks_on_a_model_transfer_to_its_copy(tmp_path: Path, model: Path, dataset: Path) -> None:
+    found = write(tmp_path / "a", model, dataset, epsilons=[64 / 255], other_model_path=model)["transfer"]
+    assert found["models"] == ["fine-tuned", "other model, efficientnet_lite0"]
+    shares = [[cell["value"] for cell in row] for row in found["fooled"]]
+    assert shares[0] == shares[1] == [shares[0][0]] * 2
+    assert shares[0][0] == 1
+
+
+def test_the_head_alone_is_a_model_of_its_own_in_the_matrix(tmp_path: Path, artifacts: Any) -> None:
+    found = write(
+        tmp_path / "a",
+        artifacts.model,
+        artifacts.dataset,
+        epsilons=[4 / 255],
+        steps=4,
+        num_pictures=6,
+        head_path=artifacts.head,
+        evaluation_path=artifacts.evaluation,
+    )
+    assert holds(found)["Unchanged pictures are predicted as evaluated"] is True
+    if json.loads((artifacts.model / "model.json").read_text())["chosen"] == "head":
+        assert found["transfer"] is None
+    else:
+        assert found["transfer"]["models"] == ["fine-tuned", "features only"]
+        assert found["transfer"]["fooled"][0][0]["value"] > 0.5

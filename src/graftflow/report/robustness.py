@@ -293,7 +293,7 @@ def _corruptions(adversarial: Mapping[str, Any]) -> dict[str, Any] | None:
             row["name"],
             f"Accuracy over the severity of {row['name']}: {said}.",
             count_axis("severity", [0, *severities]),
-            _share_axis("accuracy"),
+            _share_axis(""),
             [Series("accuracy", points)],
             _whiskers([0, *severities], columns),
         )
