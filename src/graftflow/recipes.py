@@ -65,7 +65,8 @@ class Recipe:
         seed: fixes order, augmentation, mixing, dropout and the random starts of attacks.
         adversarial_training: ``none``; ``fgsm``, one step of 1.25 ε from a random start (Wong et al. 2020, algorithm
             3); or ``pgd``, several smaller ones (Madry et al. 2018). The whole network then runs on every picture of
-            every epoch, so ``num_views`` does not count.
+            every epoch, so ``num_views`` does not count. The last two blocks alone withstand nothing, since what a
+            frozen trunk lets an attack change they cannot tell from a picture: train all blocks, at a higher rate.
         adversarial_epsilon: L-infinity radius of these attacks, a fraction or ``k/255``.
         adversarial_steps: of ``pgd``, each of 2.5 ε / steps.
         clean_tolerance: part of the validation pictures, without attack, that adversarial training may lose against

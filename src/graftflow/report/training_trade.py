@@ -81,7 +81,7 @@ def _charts(history: Sequence[Mapping[str, float]], least: float) -> list[dict[s
         Chart(
             f"Accuracy {how}",
             f"Validation accuracy {how} over {numbers.plural(len(history), 'epoch')}: first "
-            f"{numbers.percent(values[0])}, last {numbers.percent(values[-1])}, at most {numbers.percent(max(values))}.",
+            f"{numbers.percent(values[0])}, last {numbers.percent(values[-1])}, best {numbers.percent(max(values))}.",
             x,
             percent_axis("validation accuracy", [*values, low], numbers.short_percent),
             [Series(how, [(row["epoch"], v) for row, v in zip(history, values, strict=True)], colour)],
