@@ -115,7 +115,7 @@ def _whole_levels_within(x: tf.Tensor, centre: tf.Tensor, levels: tf.Tensor, nor
     if norm == "linf":
         rounded = tf.clip_by_value(tf.round(x * 255.0), middle - levels, middle + levels)
     else:
-        rounded = middle + _scaled_and_rounded(x * 255.0 - middle, levels)
+        rounded = middle + _scaled_and_rounded((x - centre) * 255.0, levels)
     return tf.clip_by_value(rounded, 0.0, 255.0)
 
 
@@ -136,8 +136,10 @@ def round_to_eight_bits(adversarial: tf.Tensor, original: tf.Tensor, epsilon: fl
 
 def distances(pixels: Any, original: Any, norm: Norm) -> Any:
     """Return how far pictures moved, ``float64 (n,)`` NumPy, in units of the pixel range."""
-    delta = np.abs(np.asarray(pixels, np.float64) - np.asarray(original, np.float64)).reshape(len(pixels), -1)
-    return delta.max(axis=1) if norm == "linf" else np.sqrt((delta**2).sum(axis=1))
+    delta = np.abs(np.asarray(pixels, np.float64) - np.asarray(original, np.float64))
+    if norm == "linf":
+        return delta.max(axis=(1, 2, 3), initial=0)
+    return np.sqrt((delta**2).sum(axis=(1, 2, 3)))
 
 
 def _scaled_and_rounded(delta: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
