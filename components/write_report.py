@@ -16,6 +16,8 @@ def write_report(
     adversarial: dsl.Input[dsl.Artifact],
     visuals: dsl.Input[dsl.Artifact],
     min_accuracy: float,
+    min_robust_accuracy: float,
+    robust_epsilon: str,
     report: dsl.Output[dsl.HTML],
 ):
     """Write one self-contained HTML page.
@@ -30,7 +32,9 @@ def write_report(
         adversarial: written by generate_adversarial.
         visuals: written by visualise_model.
         min_accuracy: the gate's threshold, a fraction.
-        report: the page, pictures inside, under 2 MB.
+        min_robust_accuracy: threshold of the gate on accuracy under attack, a fraction; 0 for none.
+        robust_epsilon: L-infinity radius of that gate, a fraction or k/255.
+        report: the page, pictures inside, under 3 MB.
     """
     from graftflow.report import write_report as write
 
@@ -47,4 +51,6 @@ def write_report(
             "visuals": visuals.path,
         },
         min_accuracy=min_accuracy,
+        min_robust_accuracy=min_robust_accuracy,
+        robust_epsilon=robust_epsilon,
     )

@@ -229,6 +229,8 @@ def build(settings: Settings) -> Any:
             adversarial=attacked.outputs["adversarial"],
             visuals=seen.outputs["visuals"],
             min_accuracy=min_accuracy,
+            min_robust_accuracy=min_robust_accuracy,
+            robust_epsilon=robust_epsilon,
         ).set_display_name("Write report")
         with (
             dsl.If(evaluated.outputs["Output"] >= min_accuracy, name="accurate enough"),

@@ -14,7 +14,13 @@ def run_step(artifacts: dict[str, Path], report: Path, min_accuracy: float = 0.9
     models = ("head", "model", "saved_model")
     kinds = {"dataset": dsl.Dataset, "features": dsl.Dataset, **dict.fromkeys(models, dsl.Model)}
     inputs = {name: kinds.get(name, dsl.Artifact)(uri=str(path)) for name, path in artifacts.items()}
-    write_report.python_func(**inputs, min_accuracy=min_accuracy, report=dsl.HTML(uri=str(report)))
+    write_report.python_func(
+        **inputs,
+        min_accuracy=min_accuracy,
+        min_robust_accuracy=0.0,
+        robust_epsilon="1/255",
+        report=dsl.HTML(uri=str(report)),
+    )
 
 
 def test_the_step_writes_one_page(tmp_path: Path) -> None:

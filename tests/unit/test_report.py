@@ -56,11 +56,11 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "run", ["cat", "dog"])
 
 
-def page_of(run: Run, min_accuracy: float = 0.9) -> Page:
+def page_of(run: Run, min_accuracy: float = 0.9, **robust_gate: Any) -> Page:
     destination = run.root / "report" / "report.html"
-    write_report(destination, artifacts=run.write(), min_accuracy=min_accuracy)
+    write_report(destination, artifacts=run.write(), min_accuracy=min_accuracy, **robust_gate)
     assert [path.name for path in destination.parent.iterdir()] == ["report.html"]
-    assert destination.stat().st_size < 2_000_000
+    assert destination.stat().st_size < 3_000_000
     return Page(destination.read_text(encoding="utf-8"))
 
 
@@ -214,7 +214,33 @@ def test_the_gate_is_told_plainly(
     assert ("held back" in page.sections["use"]) == (not passed)
 
 
-def test_a_page_of_many_classes_and_large_pictures_stays_below_two_megabytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("least", "passed", "said"),
+    [
+        (0.0, True, ""),
+        (0.1, True, "18.8 % under attack at ε = 1/255 is at least the 10 % asked for"),
+        (0.5, False, "18.8 % under attack at ε = 1/255 is below the 50 % asked for"),
+    ],
+)
+def test_the_gate_on_accuracy_under_attack_is_told_as_well(
+    run: Run, least: float, passed: bool, said: str
+) -> None:
+    run.adversarial["epsilons"][1] = 1.0
+    page = page_of(run, min_robust_accuracy=least, robust_epsilon="1/255")
+    assert said in page.sections["header"]
+    assert ("under attack at" in page.sections["header"]) == bool(said)
+    assert ("✓ Gate passed" in page.text) == passed
+
+
+def test_attacks_that_cannot_be_believed_pass_no_gate_and_give_no_figure(run: Run) -> None:
+    run.adversarial["believable"] = False
+    page = page_of(run, min_robust_accuracy=0.01)
+    assert "✗ Gate not passed" in page.text
+    assert "counts as an accuracy of 0 under attack" in page.sections["header"]
+    assert "not believable" in page.sections["header"]
+
+
+def test_a_page_of_many_classes_and_large_pictures_stays_below_three_megabytes(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", [f"class {i:02d}" for i in range(40)])
     run.sheet = (1378, 2800)
     mistake, triplet = run.evaluation["mistakes"][0], run.adversarial["triplets"][0]

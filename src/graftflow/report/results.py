@@ -1,14 +1,13 @@
-"""The page's sections about the model: test results, robustness, what the network sees."""
+"""The page's section about the test results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from graftflow.report import numbers
 from graftflow.report.artifacts import Artifacts
-from graftflow.report.charts import Axis, Chart, Guide, Series, root_axis
+from graftflow.report.charts import Axis, Chart, Guide, Series
 from graftflow.report.data import MOST_CLASSES
 from graftflow.report.images import Album
-from graftflow.report.sections import worst_case
 
 MATRIX_CLASSES = 20
 MOST_PAIRS = 12
@@ -229,106 +228,3 @@ def _scaling(evaluation: Mapping[str, Any]) -> str:
         f"calibration error {numbers.decimal(before['calibration_error'])} → "
         f"{numbers.decimal(after['calibration_error'])} on the test pictures."
     )
-
-
-def robustness(artifacts: Artifacts, album: Album) -> dict[str, Any]:
-    """Accuracy under attack, and how the attacks look."""
-    adversarial = artifacts["adversarial"]
-    epsilons, attacks = adversarial["epsilons"], adversarial["attacks"]
-    descent = adversarial["descent"]
-    return {
-        "pictures": numbers.plural(adversarial["pictures"], "test picture"),
-        "clean": numbers.percent(adversarial["clean_accuracy"]),
-        "charts": _attack_charts(adversarial) if epsilons and attacks else [],
-        "below_one": any(not all(attack.get("rounded", [True])) for attack in attacks),
-        "targeted": any(attack["targeted"] for attack in attacks),
-        "descent": {
-            "target": descent["target"],
-            "success": numbers.percent(descent["success"]),
-            "reached": descent["success"] > 0,
-            "mean_linf": f"{descent['mean_linf']:.2g}/255",
-            "pictures": descent.get("pictures"),
-            "steps": descent.get("steps"),
-            "probability": numbers.percent(descent.get("probability")),
-        },
-        "triplets": [
-            {
-                "attack": triplet["attack"],
-                "epsilon": numbers.epsilon(triplet["epsilon"]),
-                "label": triplet["label"],
-                "before": triplet["original"]["label"],
-                "before_probability": numbers.percent(triplet["original"]["probability"]),
-                "after": triplet["adversarial"]["label"],
-                "after_probability": numbers.percent(triplet["adversarial"]["probability"]),
-                "picture": album.add(
-                    "adversarial", artifacts.file("adversarial", triplet["file"]), side=1008
-                ),
-            }
-            for triplet in adversarial["triplets"][:MOST_TRIPLETS]
-        ],
-    }
-
-
-def _attack_charts(adversarial: Mapping[str, Any]) -> list[dict[str, Any]]:
-    epsilons, clean = adversarial["epsilons"], adversarial["clean_accuracy"]
-    x = root_axis("ε, the most that a channel may change, in 1/255", epsilons, lambda e: f"{e:g}")
-    y = Axis("accuracy", 0.0, 1.0, _WHOLE, numbers.short_percent)
-    start = [] if 0 in epsilons else [(0.0, clean)]
-    worst = [*start, *zip(epsilons, worst_case(adversarial), strict=True)]
-    accuracy, success = [Series("worst case", worst, colour=4, wide=True)], []
-    for colour, attack in enumerate(adversarial["attacks"]):
-        targeted = attack["targeted"]
-        name = attack["name"] + (", targeted" if targeted else "")
-        points = [*([] if targeted else start), *zip(epsilons, attack["accuracy"], strict=True)]
-        accuracy.append(Series(name, points, colour, targeted))
-        points = list(zip(epsilons, attack["success"], strict=True))
-        success.append(Series(name, points, colour, targeted))
-    said = ", ".join(f"{numbers.percent(a)} at {numbers.epsilon(e)}" for e, a in worst)
-    return [
-        Chart("Accuracy", f"Accuracy over ε. Worst case: {said}.", x, y, accuracy).drawing(),
-        Chart(
-            "Success of the attack",
-            "Share of attacked pictures for which each attack reached its aim, over ε.",
-            x,
-            Axis("success", 0.0, 1.0, _WHOLE, numbers.short_percent),
-            success,
-        ).drawing(),
-    ]
-
-
-def visuals(artifacts: Artifacts, album: Album) -> dict[str, Any]:
-    """Ideal images and feature maps."""
-    said = artifacts["visuals"]
-
-    def add(row: Mapping[str, Any], side: int) -> int:
-        return album.add("visuals", artifacts.file("visuals", row["file"]), side)
-
-    picture = said.get("picture")
-    return {
-        "note": said.get("note") or "",
-        "ideal": [
-            {
-                "name": row["class"],
-                "network": row["network"],
-                "probability": numbers.percent(row["probability"]),
-                "steps": numbers.count(row["steps"]),
-                "picture": add(row, 300),
-            }
-            for row in said["ideal"][:MOST_IDEAL]
-        ],
-        "maps": [
-            {
-                "layer": row["layer"],
-                "shape": " × ".join(str(side) for side in row["shape"]),
-                "picture": add(row, 640),
-            }
-            for row in said["feature_maps"][:MOST_MAPS]
-        ],
-        "source": {
-            "label": picture["label"],
-            "path": picture["path"],
-            "picture": add(picture, 320),
-        }
-        if picture
-        else None,
-    }

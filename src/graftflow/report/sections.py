@@ -1,8 +1,10 @@
 """The page's sections about the run: verdict, training, use. Each returns what the template shows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from graftflow.epsilons import parse_epsilon
 from graftflow.report import numbers
 from graftflow.report.artifacts import Artifacts
 from graftflow.report.charts import (
@@ -18,12 +20,42 @@ from graftflow.report.charts import (
 from graftflow.report.learning import learning_curve_chart
 
 
-def verdict(artifacts: Artifacts, min_accuracy: float) -> dict[str, Any]:
-    """What a person sees first: accuracy, gate, model, robustness, version."""
+@dataclass(frozen=True)
+class RobustGate:
+    """The gate on accuracy under attack.
+
+    Attributes:
+        least: its threshold, a fraction; 0 for no gate.
+        epsilon: its L-infinity radius, a fraction or ``k/255``; empty for the largest that was tried.
+    """
+
+    least: float = 0.0
+    epsilon: str = ""
+
+    def judge(self, adversarial: Mapping[str, Any]) -> tuple[bool, str]:
+        """Return whether a model passes, and the reason in a sentence, or ``""`` where there is no gate."""
+        if not self.least:
+            return True, ""
+        wanted = round(255 * parse_epsilon(self.epsilon), 6) if self.epsilon else adversarial["epsilons"][-1]
+        if not adversarial.get("believable", True):
+            return False, "the checks of the attacks failed, which counts as an accuracy of 0 under attack"
+        reached = adversarial["worst_case"]["accuracy"][adversarial["epsilons"].index(wanted)]
+        passed = reached >= self.least
+        shown, asked = numbers.percents_apart(reached, self.least)
+        where = f"under attack at ε = {numbers.epsilon(wanted)}"
+        return passed, f"{shown} {where} is {'at least' if passed else 'below'} the {asked} asked for"
+
+
+def verdict(
+    artifacts: Artifacts, min_accuracy: float, robust_gate: RobustGate = RobustGate()
+) -> dict[str, Any]:
+    """What a person sees first: accuracy, gates, model, version."""
     evaluation, model = artifacts["evaluation"], artifacts["model"]
     accuracy, classes = evaluation["metrics"]["accuracy"], evaluation["classes"]
     passed = accuracy["value"] >= min_accuracy
     reached, asked = numbers.percents_apart(accuracy["value"], min_accuracy)
+    withstands, under_attack = robust_gate.judge(artifacts["adversarial"])
+    gate = f"{reached} is {'at least' if passed else 'below'} the {asked} asked for"
     few = len(classes) <= 3 and sum(map(len, classes)) <= 30
     return {
         "title": f"{numbers.names(classes) if few else numbers.plural(len(classes), 'class')} "
@@ -32,8 +64,8 @@ def verdict(artifacts: Artifacts, min_accuracy: float) -> dict[str, Any]:
         "interval": numbers.interval(accuracy),
         "confidence": numbers.short_percent(evaluation.get("confidence", 0.95)),
         "pictures": numbers.plural(evaluation["pictures"], "test picture"),
-        "passed": passed,
-        "gate": f"{reached} is {'at least' if passed else 'below'} the {asked} asked for",
+        "passed": passed and withstands,
+        "gate": "; ".join(filter(None, (gate, under_attack))),
         "asked": asked,
         "gauge": _gauge(accuracy, min_accuracy),
         "note": artifacts["dataset"]["note"],
@@ -45,7 +77,6 @@ def verdict(artifacts: Artifacts, min_accuracy: float) -> dict[str, Any]:
             sum(sum(split.values()) for split in artifacts["dataset"]["counts"].values()), "picture"
         ),
         "version": str(artifacts["saved_model"]["version"]),
-        "robustness": _robustness(artifacts["adversarial"]),
     }
 
 
@@ -55,20 +86,6 @@ def worst_case(adversarial: Mapping[str, Any]) -> list[float]:
         return list(worst["accuracy"])
     curves = [attack["accuracy"] for attack in adversarial["attacks"] if not attack["targeted"]]
     return [min(values) for values in zip(*curves, strict=True)]
-
-
-def _robustness(adversarial: Mapping[str, Any]) -> dict[str, str] | None:
-    """Accuracy at the smallest change that a picture of 8 bits can hold, else at the largest ε."""
-    pairs = list(zip(adversarial["epsilons"], worst_case(adversarial), strict=True))
-    if not pairs:
-        return None
-    epsilon, accuracy = next((pair for pair in pairs if pair[0] >= 1), pairs[-1])
-    return {
-        "epsilon": numbers.epsilon(epsilon),
-        "accuracy": numbers.percent(accuracy),
-        "clean": numbers.percent(adversarial["clean_accuracy"]),
-        "pictures": numbers.plural(adversarial["pictures"], "picture"),
-    }
 
 
 def _gauge(accuracy: Mapping[str, Any], min_accuracy: float) -> dict[str, Any]:
