@@ -9,7 +9,7 @@ pixels, as the ``pixels`` signature takes them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,10 +20,13 @@ from graftflow.intervals import share
 from graftflow.predictions import Array, in_batches, predict, through_png
 from graftflow.progress import Progress
 
+# Of Square, a picture and radius.
+QUERIES = 200
+
 
 @dataclass(frozen=True)
 class Shot:
-    """What one run of an attack is told; ``signs`` are the gradient's at the pictures themselves, for FGSM."""
+    """What one run of an attack is told; the radius and the steps, the seed and the aim."""
 
     logits_of: Any
     epsilon: float
@@ -44,6 +47,7 @@ class Attack:
         can_aim: whether there is a targeted variant.
         grows: whether its answer at a radius counts at larger ones too, so that a picture is not attacked again. Not so
             for FGSM, whose one step has the full length: it is shown as it is.
+        least_classes: below which it cannot run.
         on_the_rest: whether it attacks only what no attack before it has fooled; what it fools is added to those.
         follows_gradients: whether a model that hides its gradients withstands it.
     """
@@ -55,6 +59,7 @@ class Attack:
     grows: bool = True
     on_the_rest: bool = False
     follows_gradients: bool = True
+    least_classes: int = 2
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Curve:
             "name": self.attack.name,
             "norm": self.attack.norm,
             "targeted": self.targeted,
+            "on_the_rest": self.attack.on_the_rest,
             "accuracy": [found["value"] or 0.0 for found in accuracy],
             "low": [found["low"] for found in accuracy],
             "high": [found["high"] for found in accuracy],
@@ -159,7 +165,7 @@ def measure(
             shot = Shot(logits_of, epsilon, steps, seed, targeted, rounded)
             found = in_batches(partial(attack.run, shot), pictures.pixels[todo], labels[todo], signs[todo])
             sent = through_png(found) if rounded else found
-            moved = largest_change(sent, pictures.pixels[todo], attack.norm)
+            moved = largest_change(sent, pictures.pixels[todo], attack.norm, rounded=rounded)
             predicted[todo] = predict(logits_of, sent).argmax(axis=1)
             done = attacked & ((predicted == labels) == targeted)
             if rounded:
@@ -210,9 +216,12 @@ def telling_radius(fooled: Array) -> int:
     return int(np.argmax(enough)) if enough.any() else len(fooled) - 1
 
 
-def largest_change(pixels: Array, original: Array, norm: str) -> float:
-    """Return how far the picture that changed most has moved, in the norm."""
-    change = np.abs(pixels.astype(np.float64) - original.astype(np.float64)).reshape(len(pixels), -1)
+def largest_change(pixels: Array, original: Array, norm: str, *, rounded: bool) -> float:
+    """Return how far the picture that changed most has moved, in the norm; exactly, where both have whole levels."""
+    change = pixels.astype(np.float64) - original.astype(np.float64)
+    if rounded:
+        change = np.round(255 * change) / 255
+    change = np.abs(change).reshape(len(change), -1)
     return float((change.max(axis=1) if norm == "linf" else np.linalg.norm(change, axis=1)).max())
 
 
@@ -244,8 +253,8 @@ def fgsm(shot: Shot, pixels: Array, labels: Array, signs: Array) -> Any:
     return attacks.round_to_eight_bits(found, pixels, shot.epsilon) if shot.eight_bits else found
 
 
-def pgd(shot: Shot, pixels: Array, labels: Array, _: Array) -> Any:
-    """Steps inside the L-infinity ball."""
+def pgd(shot: Shot, pixels: Array, labels: Array, _: Array, *, norm: Literal["linf", "l2"] = "linf") -> Any:
+    """Steps inside the ball from a random start."""
     return attacks.pgd(
         shot.logits_of,
         pixels,
@@ -255,7 +264,35 @@ def pgd(shot: Shot, pixels: Array, labels: Array, _: Array) -> Any:
         seed=shot.seed,
         targeted=shot.targeted,
         eight_bits=shot.eight_bits,
+        norm=norm,
     )
+
+
+def apgd(shot: Shot, pixels: Array, labels: Array, _: Array, *, loss: Literal["ce", "dlr"]) -> Any:
+    """Steps that are halved where they lead no further, twice as many as PGD's."""
+    return attacks.apgd(
+        shot.logits_of,
+        pixels,
+        labels,
+        epsilon=shot.epsilon,
+        steps=2 * shot.steps,
+        seed=shot.seed,
+        loss=loss,
+        eight_bits=shot.eight_bits,
+    ).pixels
+
+
+def square(shot: Shot, pixels: Array, labels: Array, _: Array) -> Any:
+    """Random squares, kept where they raise the loss; no gradient."""
+    return attacks.square(
+        shot.logits_of,
+        pixels,
+        labels,
+        epsilon=shot.epsilon,
+        queries=QUERIES,
+        seed=shot.seed,
+        eight_bits=shot.eight_bits,
+    ).pixels
 
 
 def random_signs(shot: Shot, pixels: Array, _labels: Array, _signs: Array) -> Any:
@@ -267,6 +304,11 @@ def random_signs(shot: Shot, pixels: Array, _labels: Array, _signs: Array) -> An
 
 FGSM = Attack("FGSM", fgsm, can_aim=True, grows=False)
 PGD = Attack("PGD", pgd, can_aim=True)
+PGD_L2 = Attack("PGD", partial(pgd, norm="l2"), norm="l2")
+# An ensemble in the spirit of AutoAttack: each sees only what all before it left.
+APGD_CE = Attack("APGD-CE", partial(apgd, loss="ce"), on_the_rest=True)
+APGD_DLR = Attack("APGD-DLR", partial(apgd, loss="dlr"), on_the_rest=True, least_classes=3)
+SQUARE = Attack("Square", square, on_the_rest=True, follows_gradients=False)
 NOISE = Attack("random noise", random_signs, grows=False, follows_gradients=False)
 # In the order in which they run; an attack on the rest takes what those before it, of its norm, have left.
-ATTACKS = (FGSM, PGD)
+ATTACKS = (FGSM, PGD, PGD_L2, APGD_CE, APGD_DLR, SQUARE)

@@ -89,7 +89,7 @@ def _defocus_blur(x: Array, radius: float, _: np.random.Generator) -> Any:
     reach = int(np.ceil(radius)) + 1
     offsets = np.arange(-reach, reach + 1)
     distance = np.hypot(offsets[:, None], offsets[None, :])
-    disk = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+    disk = np.clip(radius + 0.5 - distance, 0, 1)[..., None].astype(np.float32)
     padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
     return fftconvolve(padded, disk / disk.sum(), mode="valid", axes=(0, 1))
 

@@ -53,7 +53,8 @@ def rows(result: dict[str, Any]) -> dict[tuple[str, bool], dict[str, Any]]:
 def test_the_artifact_holds_every_attack_at_every_radius(result: dict[str, Any]) -> None:
     assert result["epsilons"] == [0.5, 4, 16, 64]
     assert result["pictures"] == 9
-    assert set(rows(result)) == {(name, aim) for name in ("FGSM", "PGD") for aim in (False, True)}
+    aimed = {(name, aim) for name in ("FGSM", "PGD") for aim in (False, True)}
+    assert set(rows(result)) == aimed | {(name, False) for name in ("APGD-CE", "APGD-DLR", "Square")}
     for row in result["attacks"]:
         assert row["norm"] == "linf"
         assert row["rounded"] == [False, True, True, True]
@@ -234,8 +235,8 @@ def test_a_model_that_hides_its_gradients_is_not_believed(
     tmp_path: Path, masked: Path, dataset: Path
 ) -> None:
     found = write(tmp_path / "a", masked, dataset)
-    assert found["worst_case"]["accuracy"][2] > 0.5
-    assert holds(found)["Everything falls at a large ε"] is False
+    assert rows(found)["APGD-DLR", False]["accuracy"][2] > 0.5
+    assert holds(found)["Without gradients no more is found"] is False
     assert found["believable"] is False
     assert robust_accuracy(found, 16 / 255) == 0
 
@@ -253,6 +254,23 @@ def test_intervals_hold_their_figures_and_have_a_width(result: dict[str, Any]) -
         for low, value, high in zip(row["low"], row["accuracy"], row["high"], strict=True):
             assert 0 <= low <= value <= high <= 1
             assert high - low > 0.1  # nine pictures say little
+
+
+def test_each_attack_on_the_rest_leaves_no_more_than_those_before_it(result: dict[str, Any]) -> None:
+    order = [rows(result)[name, False] for name in ("APGD-CE", "APGD-DLR", "Square")]
+    for before, after in zip([rows(result)["PGD", False], *order], order, strict=False):
+        assert all(a <= b for a, b in zip(after["accuracy"], before["accuracy"], strict=True))
+    assert order[-1]["accuracy"] == result["worst_case"]["accuracy"]
+
+
+def test_changes_of_bounded_length_have_radii_of_their_own(result: dict[str, Any]) -> None:
+    lengths = result["l2"]["epsilons"]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == pytest.approx(np.sqrt(SIDE * SIDE * 3) / 255, abs=1e-4)
+    (row,) = result["l2"]["attacks"]
+    assert row["norm"] == "l2"
+    assert row["accuracy"] == sorted(row["accuracy"], reverse=True)
+    assert row["rounded"] == [True] * 4
 
 
 def test_minimal_radii_agree_with_the_curve(result: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ def run(tmp_path: Path) -> Run:
         "clean": {"value": 0.9375, "low": 0.72, "high": 0.99},
         "believable": True,
         "checks": [check("first", True), check("second", True), check("third", None)],
+        "attacks": [*said["attacks"], {**said["attacks"][0], "name": "Square", "on_the_rest": True}],
         "noise": columns(0.9375, 0.9, 0.875),
         "l2": {
             "epsilons": [0.25, 0.5],
@@ -85,6 +86,7 @@ def test_a_believed_attack_shows_figures_intervals_and_checks(run: Run) -> None:
         "not checked: seen of third",
         '19 %<span class="interval">9 to 29</span>',
         "Random noise",
+        "then Square",
         "Accuracy, length bounded",
         "0.25 to 0.5",
         "more than 4",
@@ -95,6 +97,7 @@ def test_a_believed_attack_shows_figures_intervals_and_checks(run: Run) -> None:
         "51 % at 5",
     ):
         assert text in html, text
+    assert "</svg>Square</li>" not in html  # it has no line of its own
     assert html.count('<svg class="chart"') == 4
     assert html.count('class="guide"') == 3 + 2 + 6
 

@@ -142,8 +142,10 @@ def _attack_charts(adversarial: Mapping[str, Any]) -> list[dict[str, Any]]:
     start = [] if 0 in epsilons else [(0.0, clean)]
     worst = [*start, *zip(epsilons, worst_case(adversarial), strict=True)]
     accuracy, success = [Series(_WORST, worst, colour=_INK, wide=True)], []
-    colours = _colours(adversarial["attacks"])
-    for attack in adversarial["attacks"]:
+    # What attacks only the rest is within the worst case; its own figures stand in the table.
+    alone = [attack for attack in adversarial["attacks"] if not attack.get("on_the_rest")]
+    colours = _colours(alone)
+    for attack in alone:
         targeted, name = attack["targeted"], _name(attack)
         colour = colours[attack["name"]]
         points = [*([] if targeted else start), *zip(epsilons, attack["accuracy"], strict=True)]
@@ -316,7 +318,8 @@ def _share_axis(label: str) -> Axis:
 
 
 def _name(attack: Mapping[str, Any]) -> str:
-    return str(attack["name"]) + (", targeted" if attack["targeted"] else "")
+    then = "then " if attack.get("on_the_rest") else ""
+    return then + str(attack["name"]) + (", targeted" if attack["targeted"] else "")
 
 
 def _colours(attacks: Sequence[Mapping[str, Any]]) -> dict[str, int]:
