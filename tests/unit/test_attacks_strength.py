@@ -251,7 +251,7 @@ def test_fooled_pictures_cost_nothing_more(
     hard = attacks.projected_gradient(network, pixels, labels, epsilon=1e-5, steps=50, seed=0)
     assert easy.fooled.all()
     assert not hard.fooled.any()
-    assert (hard.evaluations == 53).all()  # itself, FGSM's step, the start and what 50 steps lead to
+    assert (hard.evaluations == 56).all()  # itself, 50 gradients, 3 looks, then FGSM's gradient and its look
     assert easy.evaluations.max() < 15
     wrong = attacks.square(network, pixels, (labels + 1) % 4, epsilon=0.1, queries=9, seed=0)
     assert (wrong.evaluations == 1).all()
