@@ -15,7 +15,7 @@ from graftflow.imagenet_classes import imagenet_index
 from graftflow.picture_attacks import classes_of
 from graftflow.training import load_classifier
 
-SIZE, STEPS, _FRAMES = 288, 256, 24
+SIZE, STEPS, _FRAMES = 224, 128, 24
 
 
 class ClassDrawing(NamedTuple):
