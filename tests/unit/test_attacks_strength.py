@@ -1,7 +1,6 @@
 """Attacks find what is there: exact answers, hidden gradients, a real network; and they count what it cost."""
 
 import io
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -155,30 +154,6 @@ def test_a_linear_model_falls_at_its_margin_over_the_dual_norm(name: str, norm: 
     for factor, falls in ((0.995, False), (1.005, True)):
         found = FAST[name](model, grey(2), [1, 1], epsilon=factor * model.least[norm], norm=norm)
         assert found.fooled.tolist() == [falls] * 2
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", FAST)
-def test_bisection_finds_a_linear_models_exact_radius(name: str, norm: str) -> None:
-    model, tolerance = Linear(margin=0.1), 0.02
-    found = attacks.minimal_epsilon(
-        partial(FAST[name], norm=norm),
-        model,
-        np.concatenate([grey(2), 1 - tf.cast(model.w > 0, tf.float32)[None]]),
-        [1, 0, 1],
-        largest=0.5,
-        tolerance=tolerance,
-        norm=norm,
-    )
-    exact = 255 * model.least[norm]
-    assert exact <= 255 * found.epsilon[0] <= exact * 1.001 + tolerance
-    assert found.epsilon[1:].tolist() == [0, 0]
-    assert attacks.distances(found.pixels[:1], grey(1), norm)[0] <= found.epsilon[0] + 1e-6
-
-
-def test_bisection_says_where_nothing_fools() -> None:
-    found = attacks.minimal_epsilon(FAST["pgd"], Linear(margin=100.0), grey(3), [1, 1, 0], largest=4 / 255)
-    assert found.epsilon.tolist() == [math.inf, math.inf, 0]
 
 
 def test_square_exposes_a_hidden_gradient() -> None:
@@ -362,15 +337,6 @@ def test_squares_shrink_as_in_the_paper() -> None:
 def test_settings_out_of_range_are_refused(attack: Callable[..., object], rule: str) -> None:
     with pytest.raises(InputError, match=rule):
         attack(Linear(margin=0.1), grey(1), [1], epsilon=0.1)
-
-
-def test_bisection_refuses_a_step_of_nothing() -> None:
-    for settings, rule in (
-        ({"tolerance": 0.0}, "tolerance must be above 0"),
-        ({"largest": 0.0}, "largest must"),
-    ):
-        with pytest.raises(InputError, match=rule):
-            attacks.minimal_epsilon(FAST["pgd"], Linear(0.1), grey(1), [1], **{"largest": 0.1, **settings})
 
 
 def test_no_pictures_are_no_trouble(network: keras.Model) -> None:

@@ -13,6 +13,7 @@ from tensorflow_serving.apis import model_management_pb2
 from graftflow.errors import InputError
 from graftflow.serving.config_texts import TlsSettings
 from graftflow.serving.grpc_api import GrpcServer
+from tests.unit.certificates import self_signed
 from tests.unit.grpc_calls import SECONDS, connected, failure, models_config
 from tests.unit.serving_model import free_port, running_server
 from tests.unit.tensor_models import install, save_versions
@@ -175,35 +176,3 @@ def test_a_port_that_cannot_be_had_is_told_with_its_reason():
         InputError, match="Cannot listen on 203.0.113.5:8500: Cannot assign requested address"
     ):
         listen_once("203.0.113.5", 8500)
-
-
-def self_signed():
-    """A new private key and its own certificate for localhost, both PEM."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private, certificate.public_bytes(serialization.Encoding.PEM)

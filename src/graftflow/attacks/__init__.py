@@ -8,7 +8,6 @@
 | :func:`square` | Square, without gradients | :class:`Attacked` |
 | :func:`ensemble`, :func:`in_turn` | several, each on what those before did not fool | :class:`Attacked` |
 | :func:`descend` | gradient descent towards a class | pixels |
-| :func:`minimal_epsilon` | bisection of the radius with any of them | :class:`MinimalEpsilon` |
 
 Every attack takes ``logits_of``, a function from pixels ``float32 (n, h, w, 3)`` in [0, 1] to
 logits ``float32 (n, k)`` with k ≥ 2 (a model with one sigmoid needs two logits: 0 and its own), and
@@ -27,7 +26,6 @@ from graftflow.attacks.descents import descend
 from graftflow.attacks.ensembles import Attack, ensemble, in_turn
 from graftflow.attacks.gradient_signs import fast_gradient, fgsm
 from graftflow.attacks.losses import dlr, log_odds_against, margin_against, targeted_dlr, total_variation
-from graftflow.attacks.minimal_radii import MinimalEpsilon, minimal_epsilon
 from graftflow.attacks.networks import Logits, logits_model, loss_gradient, predict_logits, signed_gradient
 from graftflow.attacks.projected_gradients import pgd, projected_gradient
 from graftflow.attacks.results import Attacked
@@ -37,7 +35,6 @@ __all__ = [
     "Attack",
     "Attacked",
     "Logits",
-    "MinimalEpsilon",
     "apgd",
     "checkpoints",
     "descend",
@@ -51,7 +48,6 @@ __all__ = [
     "logits_model",
     "loss_gradient",
     "margin_against",
-    "minimal_epsilon",
     "pgd",
     "predict_logits",
     "projected_gradient",
