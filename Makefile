@@ -36,8 +36,8 @@ URL ?= http://127.0.0.1:$(PORT)
 
 ##@ The whole pipeline
 .PHONY: run
-run: $(RUN_READY) ## Run all steps here: make run DATASET=directory:photos BACKBONE=efficientnet_lite0
-	@$(PY) -m pipelines.run_local $(PARAMETERS)
+run: $(RUN_READY) ## Run all steps here: make run DATASET=directory:photos (RUNNER=docker IMAGE=… in containers)
+	@$(PY) -m pipelines.run_local $(call given,RUNNER,runner) $(call given,IMAGE,image) $(PARAMETERS)
 
 .PHONY: compile
 compile: $(RUN_READY) ## Write the pipeline for a Kubeflow cluster: make compile SETTINGS=pipelines/settings.gpu.yaml
@@ -117,9 +117,15 @@ manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and 
 	@$(PY) -m manifests.render $(OVERLAYS)
 
 ##@ Development
-.PHONY: test lint types clean
+.PHONY: test test-images images lint types clean
 test: $(TEST_READY) ## Run the tests
 	@$(PY) -m pytest $(ARGS)
+
+test-images: $(TEST_READY) ## Build the images without a registry and run every step in them (needs root; docker/README.md)
+	@GRAFTFLOW_TEST_IMAGES=1 $(PY) -m pytest tests/images $(ARGS)
+
+images: ## Build the steps' images: make images TARGETS=cpu BASE_IMAGE=… CONTAINER_TOOL=podman REGISTRY=…
+	@$(foreach name,TARGETS BASE_IMAGE CONTAINER_TOOL REGISTRY BUILD_FLAGS,$(if $($(name)),$(name)='$($(name))')) docker/build.sh
 
 lint: $(TEST_READY) ## Check style and form
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -127,11 +133,13 @@ lint: $(TEST_READY) ## Check style and form
 types: $(TEST_READY) ## Check types (strict on the library)
 	@$(PY) -m mypy
 
-lock: ## Renew both lock files (needs uv)
+lock: ## Renew the lock files (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --quiet --upgrade -o requirements.lock
 	uv pip compile --group pyproject.toml:dev -c requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements-dev.lock
+	uv pip compile docker/requirements-gpu.in -c requirements.lock --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements-gpu.lock
 
 clean: ## Remove runs, deployed models and the environment
 	rm -rf runs models build $(VENV)

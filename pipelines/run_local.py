@@ -1,4 +1,7 @@
-"""Runs the whole pipeline on this machine, without Docker: ``python -m pipelines.run_local``."""
+"""Runs the whole pipeline on this machine: ``python -m pipelines.run_local``.
+
+The steps are processes here, without Docker, or, with ``--runner docker``, each has a container of its own.
+"""
 
 import argparse
 import contextlib
@@ -22,7 +25,7 @@ from typing import Any, TextIO
 import psutil
 from kfp import local
 
-from pipelines import parameters, run_index
+from pipelines import docker_runner, parameters, run_index
 from pipelines.console import RunConsole
 from pipelines.run_index import Run, Step
 from pipelines.settings import STEPS
@@ -188,6 +191,7 @@ def run_pipeline(
     name: str = NAME,
     steps: Sequence[str] = STEPS,
     run: Run | None = None,
+    runner: Any = None,
 ) -> Run:
     """Run the pipeline; nothing is raised for a failed or interrupted step, which the result tells.
 
@@ -199,6 +203,7 @@ def run_pipeline(
         name: of the pipeline; its runs' folders begin with it.
         steps: of the pipeline.
         run: the run to fill in, where it is of a kind of its own.
+        runner: kfp's, where the steps are to be something else than processes here.
 
     Returns:
         The run, saved in its own folder, with ``run.log`` beside it.
@@ -213,7 +218,7 @@ def run_pipeline(
 
     cache, log_path = runs / ".kfp_cache", runs / ".run.log"
     local.init(
-        local.SubprocessRunner(use_venv=False),
+        runner or local.SubprocessRunner(use_venv=False),
         pipeline_root=str(runs),
         enable_caching=True,
         cache_root=str(cache),
@@ -221,7 +226,7 @@ def run_pipeline(
     with open(log_path, "w", encoding="utf-8") as log:
         observer = Observer(run, locate=locate, cache=cache, log=log, console=console, steps=steps)
         stream = LineWriter(observer.line)
-        with _observed(stream):
+        with _observed(stream), docker_runner.truthful():
             try:
                 pipeline(**values)
             except KeyboardInterrupt:
@@ -303,15 +308,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt_on_sigterm()
     # Said once by every step otherwise: TensorFlow's notes on this CPU.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    pipeline = parameters.local_pipeline(source_image())
+    pipeline, runner = parameters.local_pipeline(source_image()), None
     parser = argparse.ArgumentParser(prog="python -m pipelines.run_local", description=__doc__)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of all runs")
+    docker_runner.add_flags(parser)
     parameters.add_flags(parser, pipeline)
     given = parser.parse_args(arguments)
     try:
-        values = read_values(pipeline, given)
+        values, runs = read_values(pipeline, given), given.runs.resolve()
+        if given.runner == "docker":
+            image = docker_runner.identify(given.image or docker_runner.image_of_commit())
+            pipeline = parameters.local_pipeline(image)
+            runner = docker_runner.make_runner(docker_runner.read_place(values, runs), given.user)
         with only_run_in(given.runs), RunConsole(sys.stdout) as console:
-            run = run_pipeline(pipeline, values, given.runs.resolve(), console)
+            run = run_pipeline(pipeline, values, runs, console, runner=runner)
     except (ValueError, OSError, run_index.RunError) as error:
         return fail(str(error))
     console.table(run, time.monotonic() - started)
