@@ -1,16 +1,24 @@
-"""Where the steps run: images, retries, resources and GPU placement, read from a YAML file."""
+"""Where the steps run: images, retries, resources, GPUs and pods, read from a YAML file."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pipelines import pod_settings
+from pipelines import setting_rules as rules
+from pipelines.pod_settings import Pod
+from pipelines.setting_rules import SettingsError, check
+
+__all__ = ["DEFAULT", "STEPS", "Gpu", "Pod", "Settings", "SettingsError", "load"]
 
 DEFAULT = Path(__file__).with_name("settings.yaml")
 STEPS = (
     "check_settings",
     "download_data",
     "extract_features",
+    "merge_features",
     "train_head",
     "fine_tune",
     "export_model",
@@ -20,22 +28,38 @@ STEPS = (
     "write_report",
     "deploy_model",
 )
-
-
-class SettingsError(ValueError):
-    """A settings file that breaks a rule; the message is one line: rule, received value, choices."""
+# The steps that see the model store, and so its volume.
+_STORE_STEPS = ("check_settings", "deploy_model")
+# What a settings file may also hold, of what hands it to a cluster: other modules read it.
+_OF_OTHERS = ("cluster", "parameters")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Placement of the GPU steps; ``count`` 0 means CPU only."""
+    """Placement of the GPU steps; ``count`` 0 means CPU only.
+
+    Attributes:
+        count: accelerators a step.
+        accelerator: name of the resource that a node offers, such as ``"nvidia.com/gpu"``.
+        node_selector: labels that a node must have.
+        tolerations: taints that are no hindrance, as ``kfp.kubernetes.add_toleration`` takes them.
+        shared_memory: size of /dev/shm, or empty for what the node gives.
+        steps: the steps that are given accelerators.
+        per_step: step → what differs there from the above.
+    """
 
     count: int = 0
     accelerator: str = "nvidia.com/gpu"
-    node_selector: dict[str, str] | None = None
-    tolerations: list[dict[str, str]] | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = field(default_factory=list)
     shared_memory: str = ""
     steps: tuple[str, ...] = ()
+    per_step: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def of(self, step: str) -> "Gpu":
+        """Return the placement of one step; its count is 0 where the step gets no accelerator."""
+        own = self.per_step.get(step, {})
+        return replace(self, **{"count": self.count if step in self.steps else 0, **own})
 
 
 @dataclass(frozen=True)
@@ -47,10 +71,14 @@ class Settings:
         gpu_image: image of the steps with one.
         retry_count: how often a failed step is tried again.
         retry_backoff: first pause before that, e.g. ``"30s"``.
-        resources: step (or ``"default"``) → ``{"cpu": quantity, "memory": quantity}``.
+        resources: step (or ``"default"``) → ``{"cpu": quantity, "memory": quantity}`` and limits.
         gpu: placement of the GPU steps.
         model_store_claim: PersistentVolumeClaim mounted into deploy_model (and check_settings); empty for none.
         model_store_path: where it is mounted.
+        cache_claim: PersistentVolumeClaim mounted into the steps that take the parameter ``cache``; empty for none.
+        cache_path: where it is mounted.
+        pods: step (or ``"default"``) → what its pod is given.
+        on_cluster: whether the steps are pods of a cluster, rather than processes of this machine.
     """
 
     cpu_image: str
@@ -61,6 +89,10 @@ class Settings:
     gpu: Gpu
     model_store_claim: str = ""
     model_store_path: str = "/mnt/models"
+    cache_claim: str = ""
+    cache_path: str = "/mnt/cache"
+    pods: dict[str, Pod] = field(default_factory=dict)
+    on_cluster: bool = True
 
     def image_of(self, step: str) -> str:
         """Return the image that a step runs in."""
@@ -68,14 +100,47 @@ class Settings:
 
     def uses_gpu(self, step: str) -> bool:
         """Return whether a step is placed on a GPU node."""
-        return self.gpu.count > 0 and step in self.gpu.steps
+        return self.gpu.of(step).count > 0
 
     def resources_of(self, step: str) -> dict[str, str]:
         """Return a step's CPU and memory."""
         return {**self.resources.get("default", {}), **self.resources.get(step, {})}
 
+    def pod_of(self, step: str, *, cached: bool = False) -> Pod:
+        """Return what the pod of a step is given: the default's settings, then the GPU's, then its own on top.
+
+        Args:
+            step: the step.
+            cached: whether the step takes the parameter ``cache``, and so is given its volume.
+
+        Raises:
+            SettingsError: two of its mounts or variables stand in each other's way.
+        """
+        pod = self.pods.get("default", Pod())
+        taken = (
+            {self.model_store_path: "the model store"}
+            if step in _STORE_STEPS and self.model_store_claim
+            else {}
+        )
+        if self.uses_gpu(step):
+            gpu = self.gpu.of(step)
+            pod = pod.with_more(Pod(node_selector=gpu.node_selector, tolerations=tuple(gpu.tolerations)))
+            taken |= {"/dev/shm": "gpu.shared_memory"} if gpu.shared_memory else {}
+        pod = pod.with_more(self.pods.get(step, Pod()))
+        if cached:
+            pod = pod.with_volume(self.cache_claim, self.cache_path)
+        pod_settings.check_mounts(pod, step, taken)
+        if taken.get(self.model_store_path):
+            twice = [v.claim for v in pod.volumes if v.claim == self.model_store_claim]
+            check(
+                not twice,
+                f"a claim must be mounted once in {step}, and the model store is it",
+                self.model_store_claim,
+            )
+        return pod
+
     def for_this_machine(self, image: str) -> "Settings":
-        """Return the settings of a local run: one image name, no retries, no cluster resources."""
+        """Return the settings of a local run: one image name, no retries, nothing of a cluster."""
         return replace(
             self,
             cpu_image=image,
@@ -84,6 +149,9 @@ class Settings:
             resources={},
             gpu=Gpu(),
             model_store_claim="",
+            cache_claim="",
+            pods={},
+            on_cluster=False,
         )
 
 
@@ -93,27 +161,31 @@ def load(path: str | Path | None = None) -> Settings:
     Raises:
         SettingsError: for a missing file, a key that does not exist, or a value out of its range.
     """
-    settings = _read(DEFAULT)
+    given = _read(DEFAULT)
     if path is not None and Path(path) != DEFAULT:
-        settings = _merge(settings, _read(Path(path)), where=str(path))
-    gpu, retries = settings["gpu"], settings["retries"]
-    _check(isinstance(gpu["count"], int) and gpu["count"] >= 0,
-           "gpu.count must be a whole number from 0", gpu["count"])  # fmt: skip
-    _check(isinstance(retries["count"], int) and retries["count"] >= 0,
-           "retries.count must be a whole number from 0", retries["count"])  # fmt: skip
-    for step in [*gpu["steps"], *(s for s in settings["resources"] if s != "default")]:
-        _check(step in STEPS, f"a step must be one of {', '.join(STEPS)}", step)
-    known = {field.name for field in fields(Gpu)}
-    return Settings(
-        cpu_image=str(settings["images"]["cpu"]),
-        gpu_image=str(settings["images"]["gpu"]),
-        retry_count=retries["count"],
-        retry_backoff=str(retries["backoff"]),
-        resources=settings["resources"],
-        gpu=Gpu(**{k: tuple(v) if k == "steps" else v for k, v in gpu.items() if k in known}),
-        model_store_claim=str(settings["model_store"]["claim"]),
-        model_store_path=str(settings["model_store"]["mount_path"]),
+        change = {key: value for key, value in _read(Path(path)).items() if key not in _OF_OTHERS}
+        given = _merge(given, change, where=str(path))
+    settings = Settings(
+        cpu_image=rules.image(given["images"]["cpu"], "images.cpu"),
+        gpu_image=rules.image(given["images"]["gpu"], "images.gpu"),
+        retry_count=rules.whole(given["retries"]["count"], "retries.count"),
+        retry_backoff=rules.duration(given["retries"]["backoff"], "retries.backoff"),
+        resources={
+            _step(step, default=True): rules.resources(amounts, f"resources.{step}")
+            for step, amounts in given["resources"].items()
+        },
+        gpu=_gpu(given["gpu"]),
+        pods={
+            _step(step, default=True): pod_settings.read(pod, f"pods.{step}")
+            for step, pod in rules.mapping(given["pods"], "pods").items()
+        },
+        **_claim(given["model_store"], "model_store"),
+        **_claim(given["cache_volume"], "cache_volume", field="cache"),
     )
+    for step in STEPS:
+        settings.pod_of(step)
+        _check_limits(settings.resources_of(step), step)
+    return settings
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -121,29 +193,84 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"The settings file must exist. Received: '{path}' ({error.strerror})") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise SettingsError(f"The settings file must be YAML. Received: '{path}' ({reason})") from error
-    _check(isinstance(content, dict), "The settings file must hold a mapping", path)
+    check(isinstance(content, dict), "The settings file must hold a mapping", str(path))
     return dict(content)
 
 
 # Mappings whose keys are the user's own, not ours.
-_FREE = {"node_selector", "resources"}
+_FREE = {"node_selector", "per_step", "pods", "resources"}
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any], *, where: str) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
-        _check(key in base, f"a setting in {where} must be one of {', '.join(base)}", key)
+        check(key in base, f"a setting in {where} must be one of {', '.join(base)}", key)
+        if isinstance(base[key], dict):
+            check(isinstance(value, dict), f"{key} must hold a mapping", value)
         if isinstance(base[key], dict) and key not in _FREE:
-            _check(isinstance(value, dict), f"{key} must hold a mapping", value)
             merged[key] = _merge(base[key], value, where=f"{where}, {key}")
         else:
             merged[key] = {**base[key], **value} if key == "resources" else value
     return merged
 
 
-def _check(holds: bool, rule: str, received: Any) -> None:
-    if not holds:
-        raise SettingsError(f"{rule}. Received: {received!r}")
+def _step(name: Any, *, default: bool = False) -> str:
+    check(name in STEPS or (default and name == "default"), f"a step must be one of {', '.join(STEPS)}", name)
+    return str(name)
+
+
+def _claim(given: dict[str, Any], where: str, *, field: str = "") -> dict[str, str]:
+    """Return the two fields of Settings that a claim and its mount path are."""
+    claim = "" if given["claim"] == "" else rules.dns_label(given["claim"], f"{where}.claim")
+    path = rules.mount_path(given["mount_path"], f"{where}.mount_path")
+    return {f"{field or where}_claim": claim, f"{field or where}_path": path}
+
+
+def _gpu(given: dict[str, Any]) -> Gpu:
+    steps = tuple(_step(step) for step in rules.sequence(given["steps"], "gpu.steps"))
+    per_step = rules.mapping(given["per_step"], "gpu.per_step")
+    return Gpu(
+        **_accelerators({k: v for k, v in given.items() if k not in ("steps", "per_step")}, "gpu"),
+        steps=steps,
+        per_step={_step(step): _accelerators(own, f"gpu.per_step.{step}") for step, own in per_step.items()},
+    )
+
+
+def _accelerators(given: Any, where: str) -> dict[str, Any]:
+    """Return what is said of accelerators, of all GPU steps or of one."""
+    keys = tuple(name for name in (f.name for f in fields(Gpu)) if name not in ("steps", "per_step"))
+    read = rules.mapping(given, where, keys)
+    if "count" in read:
+        rules.whole(read["count"], f"{where}.count")
+    if "accelerator" in read:
+        name = rules.label_key(read["accelerator"], f"{where}.accelerator")
+        rule = f"{where}.accelerator must be a resource of the nodes such as nvidia.com/gpu or amd.com/gpu"
+        check("/" in name, rule, name)
+    if "node_selector" in read:
+        read["node_selector"] = rules.labels(read["node_selector"], f"{where}.node_selector")
+    if "tolerations" in read:
+        given = rules.sequence(read["tolerations"], f"{where}.tolerations")
+        read["tolerations"] = [
+            rules.toleration(value, f"{where}.tolerations[{i}]") for i, value in enumerate(given)
+        ]
+    if read.get("shared_memory"):
+        read["shared_memory"] = rules.memory(read["shared_memory"], f"{where}.shared_memory")
+    return read
+
+
+def _check_limits(resources: dict[str, str], step: str) -> None:
+    """Check that a step is not promised more than it may use: Kubernetes refuses such a pod."""
+    if "cpu" in resources and "cpu_limit" in resources:
+        least, most = resources["cpu"], resources["cpu_limit"]
+        check(
+            rules.cores(least) <= rules.cores(most),
+            f"cpu_limit of {step} must be at least its cpu {least}",
+            most,
+        )
+    if "memory" in resources and "memory_limit" in resources:
+        least, most = resources["memory"], resources["memory_limit"]
+        rule = f"memory_limit of {step} must be at least its memory {least}"
+        check(rules.octets(least) <= rules.octets(most), rule, most)
