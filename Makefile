@@ -18,7 +18,7 @@ PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(cal
 	$(call given,FINE_TUNE_VIEWS,fine-tune-views) $(call given,LAYER_DECAY,layer-decay) $(call given,WEIGHT_DECAY,weight-decay) \
 	$(call given,LABEL_SMOOTHING,label-smoothing) $(call given,MIXUP,mixup) $(call given,EMA_DECAY,ema-decay) \
 	$(call given,AUGMENTATION,augmentation) $(call given,PRECISION,precision) \
-	$(call given,MIRRORS,mirrors) $(call given,CACHE,cache) \
+	$(call given,MIRRORS,mirrors) $(call given,CACHE,cache) $(call given,SHARDS,shards) \
 	$(call given,FINE_TUNE_EPOCHS,fine-tune-epochs) $(call given,LEARNING_RATE,learning-rate) \
 	$(call given,MIN_ACCURACY,min-accuracy) $(call given,MIN_ROBUST_ACCURACY,min-robust-accuracy) \
 	$(call given,ROBUST_EPSILON,robust-epsilon) $(call given,ADVERSARIAL_TRAINING,adversarial-training) \
@@ -70,12 +70,13 @@ ideal: $(RUN_READY) ## What a network wants to see of a class: make ideal CLASS=
 		$(call given,RUN,run) $(call given,SEED,seed) $(call given,STEPS,steps) $(call given,OUTPUT,output)
 
 ##@ One step alone, on the artifacts of a run (RUN=runs/latest)
-STEP_TARGETS := check-settings download-data extract-features train-head fine-tune export-model evaluate \
+STEP_TARGETS := check-settings download-data extract-features merge-features train-head fine-tune export-model evaluate \
 	generate-adversarial visualise-model write-report deploy-model
 .PHONY: $(STEP_TARGETS)
 check-settings: ## Every setting, before any work
 download-data: ## Pictures into shards: make download-data DATASET=archive:pets.zip
 extract-features: ## Pictures through the backbone: make extract-features BACKBONE=vgg16
+merge-features: ## The shards of features into one table (extract-features does it too)
 train-head: ## A linear head on the features
 fine-tune: ## The last blocks of the backbone: make fine-tune FINE_TUNE_BLOCKS=3
 export-model: ## A SavedModel for TensorFlow Serving

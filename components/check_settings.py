@@ -42,11 +42,13 @@ def check_settings(
     label: str,
     mirrors: str,
     cache: str,
-) -> int:
-    """Check every setting of the run that can be checked without doing the work, and return how many.
+    shards: int,
+) -> list[int]:
+    """Check every setting of the run that can be checked without doing the work, and return the shards to extract.
 
     Every argument is the pipeline's parameter of that name, described there; its rule stands in ``graftflow.checks``.
     """
     from graftflow.checks import check_run
 
-    return check_run({name: value for name, value in locals().items() if name != "check_run"})
+    check_run({name: value for name, value in locals().items() if name != "check_run"})
+    return list(range(shards))

@@ -11,8 +11,8 @@ _REWRITTEN = "python3"
 
 
 def local_pipeline(image: str) -> Any:
-    """Return the pipeline for this machine, its steps under one image name."""
-    return transfer_learning.build(settings_file.load().for_this_machine(image))
+    """Return the pipeline for this machine, its steps under one image name, one task at a time."""
+    return transfer_learning.build(settings_file.load().for_this_machine(image), parallelism=1)
 
 
 def add_flags(parser: argparse.ArgumentParser, pipeline: Any) -> None:
@@ -61,7 +61,7 @@ def refuse_rewritten(values: dict[str, Any]) -> None:
 
 
 def component_arguments(pipeline: Any, step: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of one step's component, taken from the pipeline's.
+    """Return the parameters of one step's component, taken from the pipeline's; none for the item of a loop.
 
     Args:
         pipeline: the pipeline.
@@ -71,10 +71,11 @@ def component_arguments(pipeline: Any, step: str, values: dict[str, Any]) -> dic
     spec = pipeline.pipeline_spec
     dags = [spec.root.dag, *(c.dag for c in spec.components.values() if c.HasField("dag"))]
     task = next(dag.tasks[name] for dag in dags for name in dag.tasks if name == _task(step))
-    return {
-        name: values[given.component_input_parameter.removeprefix("pipelinechannel--")]
+    names = {
+        name: given.component_input_parameter.removeprefix("pipelinechannel--")
         for name, given in task.inputs.parameters.items()
     }
+    return {name: values[given] for name, given in names.items() if given in values}
 
 
 def _task(step: str) -> str:

@@ -1,14 +1,12 @@
 """Compares backbones on this machine: ``python -m pipelines.run_compare --backbones=resnet50,mobilenetv2``."""
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from pipelines.console import RunConsole
 from pipelines.run_index import Run, Step
 from pipelines.run_local import (
     ROOT,
-    end_children,
     fail,
     interrupt_on_sigterm,
     only_run_in,
@@ -48,28 +45,6 @@ class Comparison(Run):
         aside = self.folder / f".{run_index.FILE}.partial"
         aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(aside, self.folder / run_index.FILE)
-
-
-class _Loop(futures.ThreadPoolExecutor):
-    """What runs a loop's iterations in kfp.local; an interrupt ends the one at work and starts no other."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for the iterations; after an interrupt, end the one at work first."""
-        if isinstance(sys.exception(), KeyboardInterrupt):
-            super().shutdown(wait=False, cancel_futures=True)
-            end_children()
-        super().shutdown(wait=wait, cancel_futures=cancel_futures)
-
-
-@contextlib.contextmanager
-def _interruptible_loops() -> Iterator[None]:
-    """Let kfp.local run its loops in :class:`_Loop`: its own executor first runs every iteration that is left."""
-    original = futures.ThreadPoolExecutor
-    futures.ThreadPoolExecutor = _Loop  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        futures.ThreadPoolExecutor = original  # type: ignore[misc]
 
 
 def local_pipeline(image: str) -> Any:
@@ -167,7 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = given.runs.resolve()
         with (
             only_run_in(given.runs),
-            _interruptible_loops(),
             RunConsole(sys.stdout, key_figures) as console,
         ):
             run = run_pipeline(

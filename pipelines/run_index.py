@@ -51,12 +51,13 @@ class Run:
     error: str = ""
     parent: str = ""
 
+    def artifacts(self, name: str) -> list[dict[str, Any]]:
+        """Return ``{"uri", "metadata"}`` of every artifact of this name: of a step in a loop, one an iteration."""
+        return [step.artifacts[name] for step in self.steps.values() if name in step.artifacts]
+
     def artifact(self, name: str) -> dict[str, Any] | None:
-        """Return ``{"uri", "metadata"}`` of the artifact of this name, whichever step wrote it."""
-        for step in self.steps.values():
-            if name in step.artifacts:
-                return step.artifacts[name]
-        return None
+        """Return the first artifact of this name, whichever step wrote it."""
+        return next(iter(self.artifacts(name)), None)
 
     def save(self) -> None:
         """Write ``run.json`` and a copy of the report, and point ``latest`` beside the run at them."""
@@ -72,6 +73,16 @@ class Run:
         link.unlink(missing_ok=True)
         link.symlink_to(self.folder.name)
         os.replace(link, self.folder.parent / "latest")
+
+
+def key_of(step: str, before: int) -> str:
+    """Return what a run calls a step that ran ``before`` times already: ``extract_features 2`` for the second."""
+    return f"{step} {before + 1}" if before else step
+
+
+def step_of(key: str) -> str:
+    """Return the step's name of what a run calls it."""
+    return key.partition(" ")[0]
 
 
 def load(folder: str | Path) -> Run:
@@ -139,6 +150,19 @@ def _dataset(step: Step) -> str:
     return f"{classes} classes; {parts}{tail}"
 
 
+def _checked(step: Step) -> str:
+    shards = len(step.outputs["Output"])
+    return "all settings in order" + (f"; features in {shards} shards" if shards > 1 else "")
+
+
+def _shard(step: Step) -> str:
+    content = step.artifacts["feature_shard"]["metadata"]
+    number, total = int(content["shard"]) + 1, int(content["num_shards"])
+    computed, cached = int(content["computed"]), int(content["cached"])
+    of = f"shard {number} of {total}: " if total > 1 else ""
+    return f"{of}{computed + cached:,} pictures, {cached:,} of them in the cache"
+
+
 def _features(step: Step) -> str:
     backbone, counts = _json(step, "features")["backbone"], _json(step, "features")["counts"]
     width = int(backbone["feature_width"])
@@ -197,9 +221,10 @@ def _deployment(step: Step) -> str:
 
 
 _FIGURES = {
-    "check_settings": lambda step: f"{int(step.outputs['Output'])} settings in order",
+    "check_settings": _checked,
     "download_data": _dataset,
-    "extract_features": _features,
+    "extract_features": _shard,
+    "merge_features": _features,
     "train_head": _head,
     "fine_tune": _model,
     "export_model": lambda step: f"version {int(_export(step)['version'])}",

@@ -22,11 +22,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
 from kfp import local
 
 from pipelines import docker_runner, parameters, run_index
 from pipelines.console import RunConsole
+from pipelines.loops import end_children, interruptible_loops
 from pipelines.run_index import Run, Step
 from pipelines.settings import STEPS
 from pipelines.transfer_learning import NAME
@@ -109,8 +109,7 @@ class Observer:
         return round(time.monotonic() - self._started, 2)
 
     def _key(self, name: str) -> str:
-        ran = sum(key.partition(" ")[0] == name for key in self._run.steps)
-        return f"{name} {ran + 1}" if ran else name
+        return run_index.key_of(name, sum(run_index.step_of(key) == name for key in self._run.steps))
 
     def _finish(self, name: str, key: str, step: Step) -> None:
         if name not in self._steps:
@@ -165,17 +164,6 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def end_children() -> None:
-    """End every process that this one started: asked first, killed after 5 seconds."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    for child in psutil.wait_procs(children, timeout=5)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-
-
 def remove_partial(folder: Path) -> None:
     """Remove what killed steps wrote aside."""
     for path in list(folder.rglob(".*.partial*")):
@@ -226,7 +214,7 @@ def run_pipeline(
     with open(log_path, "w", encoding="utf-8") as log:
         observer = Observer(run, locate=locate, cache=cache, log=log, console=console, steps=steps)
         stream = LineWriter(observer.line)
-        with _observed(stream), docker_runner.truthful():
+        with _observed(stream), interruptible_loops(), docker_runner.truthful():
             try:
                 pipeline(**values)
             except KeyboardInterrupt:

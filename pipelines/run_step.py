@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ from pipelines.run_local import (
 )
 from pipelines.settings import STEPS
 
+# A step that the graph runs once for each item of a list: the component's parameter, and the pipeline's that counts.
+LOOPS = {"extract_features": ("shard", "shards")}
+# Run together with it, so that what follows finds its artifact.
+_ENDED_BY = {"extract_features": "merge_features"}
+
 
 def component(step: str) -> Any:
     """Return a step's component: the object of the step's name in the file of the step's name."""
@@ -41,7 +47,8 @@ def depends_on(step: str) -> set[str]:
         artifact: other for other in STEPS for artifact in component(other).component_spec.outputs or {}
     }
     inputs = component(step).component_spec.inputs or {}
-    direct = {producers[name] for name in inputs if name in producers}
+    names = {_written_as(name, spec) for name, spec in inputs.items()}
+    direct = {producers[name] for name in names if name in producers}
     return direct.union(*(depends_on(other) for other in direct))
 
 
@@ -55,15 +62,23 @@ def take_inputs(step: str, parent: Run) -> dict[str, Any]:
     for name, spec in (component(step).component_spec.inputs or {}).items():
         if type_utils.is_parameter_type(spec.type):
             continue
-        found = parent.artifact(name)
-        if found is None or not Path(found["uri"]).exists():
-            producer = next(s for s in STEPS if name in (component(s).component_spec.outputs or {}))
+        written = _written_as(name, spec)
+        found = parent.artifacts(written)
+        if not found or not all(Path(each["uri"]).exists() for each in found):
+            producer = next(s for s in STEPS if written in (component(s).component_spec.outputs or {}))
+            producer = next((step for step, end in _ENDED_BY.items() if end == producer), producer)
             raise run_index.RunError(
-                f"needs the artifact '{name}' of {producer}, which the run "
+                f"needs the artifact '{written}' of {producer}, which the run "
                 f"'{parent.folder.name}' lacks. Run: make {producer.replace('_', '-')}"
             )
-        taken[name] = _artifact(spec.type, name, found["uri"], found["metadata"])
+        artifacts = [_artifact(spec.type, written, each["uri"], each["metadata"]) for each in found]
+        taken[name] = artifacts if spec.is_artifact_list else artifacts[0]
     return taken
+
+
+def _written_as(name: str, spec: Any) -> str:
+    """Return the name that a step's input has as an output: of a list, the singular."""
+    return name.removesuffix("s") if spec.is_artifact_list else name
 
 
 def _artifact(schema: str, name: str, uri: str, metadata: dict[str, Any] | None = None) -> Any:
@@ -133,27 +148,42 @@ def _run_and_save(given: argparse.Namespace, pipeline: Any) -> int:
     moment = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
     folder = given.runs.resolve() / f"{step.replace('_', '-')}-{moment}"
     run = Run(folder, values, parent=parent.folder.name if parent.steps else "")
-    kept = depends_on(step) | {s for s in parent.steps if step not in depends_on(s) and s != step}
-    run.steps = {name: parent.steps[name] for name in STEPS if name in kept & parent.steps.keys()}
+    before = depends_on(step)
+    ran = {key: name for name in STEPS for key in parent.steps if run_index.step_of(key) == name}
+    run.steps = {
+        key: parent.steps[key]
+        for key, name in ran.items()
+        if name in before or (name != step and step not in depends_on(name))
+    }
     with RunConsole(sys.stdout) as console:
-        console.started(step)
         try:
-            with contextlib.redirect_stdout(LineWriter(console.line)):
-                done = run_step(
-                    step,
-                    parent,
-                    parameters.component_arguments(pipeline, step, values),
-                    folder / step.replace("_", "-"),
-                )
+            for key, name, arguments in _tasks(step, pipeline, values):
+                console.started(name)
+                with contextlib.redirect_stdout(LineWriter(console.line)):
+                    source = parent if name == step else run
+                    done = run_step(name, source, arguments, folder / re.sub("[_ ]", "-", key))
+                run.steps[key] = done
+                console.finished(name, done, run)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        run.steps[step] = done
         run.save()
-        console.finished(step, done, run)
     for name, artifact in done.artifacts.items():
         console.console.print(f"  {name:<19}{artifact['uri']}", soft_wrap=True)
     return 0
+
+
+def _tasks(step: str, pipeline: Any, values: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield what running a step means: what the run calls it, the step's name, its component's parameters."""
+    arguments = parameters.component_arguments(pipeline, step, values)
+    if step in LOOPS:
+        item, count = LOOPS[step]
+        for number in range(values[count]):
+            yield run_index.key_of(step, number), step, {**arguments, item: number}
+    else:
+        yield step, step, arguments
+    if step in _ENDED_BY:
+        yield from _tasks(_ENDED_BY[step], pipeline, values)
 
 
 if __name__ == "__main__":

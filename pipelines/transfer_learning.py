@@ -12,6 +12,7 @@ from components.export_model import export_model
 from components.extract_features import extract_features
 from components.fine_tune import fine_tune
 from components.generate_adversarial import generate_adversarial
+from components.merge_features import merge_features
 from components.train_head import train_head
 from components.visualise_model import visualise_model
 from components.write_report import write_report
@@ -21,8 +22,14 @@ from pipelines.settings import Settings
 NAME = "transfer-learning"
 
 
-def build(settings: Settings) -> Any:
-    """Return the pipeline for a cluster (or this machine) described by ``settings``."""
+def build(settings: Settings, *, parallelism: int | None = None) -> Any:
+    """Return the pipeline for a cluster (or this machine) described by ``settings``.
+
+    Args:
+        settings: where the steps run.
+        parallelism: how many shards of features are extracted at once; None leaves it to the cluster. On one machine
+            it must be 1: they would contend for its cores and its memory.
+    """
 
     @dsl.pipeline(name=NAME, display_name="graftflow: transfer learning")
     def transfer_learning(
@@ -62,6 +69,7 @@ def build(settings: Settings) -> Any:
         label: str = "stable",
         mirrors: str = "",
         cache: str = "",
+        shards: int = 1,
         fingerprint: str = "",
     ):
         """Graft a new head onto a pretrained backbone, prove the result, and deploy it.
@@ -105,6 +113,7 @@ def build(settings: Settings) -> Any:
             label: of the version in the store: stable (served from now on) or canary (loaded beside the stable one).
             mirrors: addresses of folders, tried where a source's own address lacks its file.
             cache: folder where downloads, features and checkpoints wait for the next run; empty takes one in the home.
+            shards: into how many parts the pictures go for the extraction of features, each a task of its own.
             fingerprint: any text that changes when the data behind `dataset` or the file behind `weights` does, so
                 that KFP's cache notices; nothing else depends on it.
         """
@@ -144,6 +153,7 @@ def build(settings: Settings) -> Any:
             label=label,
             mirrors=mirrors,
             cache=cache,
+            shards=shards,
         ).set_display_name("Check settings")
         data = (
             download_data(
@@ -158,13 +168,19 @@ def build(settings: Settings) -> Any:
             .set_display_name("Download data")
             .after(checked)
         )
-        features = extract_features(
-            dataset=data.outputs["dataset"],
-            backbone=backbone,
-            weights=weights,
-            cache=cache,
-            fingerprint=fingerprint,
-        ).set_display_name("Extract features")
+        with dsl.ParallelFor(checked.output, name="each shard", parallelism=parallelism) as shard:
+            extracted = extract_features(
+                dataset=data.outputs["dataset"],
+                backbone=backbone,
+                weights=weights,
+                shard=shard,
+                num_shards=shards,
+                cache=cache,
+                fingerprint=fingerprint,
+            ).set_display_name("Extract features")
+        features = merge_features(
+            feature_shards=dsl.Collected(extracted.outputs["feature_shard"])
+        ).set_display_name("Merge features")
         head = train_head(
             features=features.outputs["features"], head_type=head_type, class_weight=class_weight, seed=seed
         ).set_display_name("Train head")
@@ -250,6 +266,7 @@ def build(settings: Settings) -> Any:
         tasks = (
             checked,
             data,
+            extracted,
             features,
             head,
             tuned,

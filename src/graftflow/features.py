@@ -4,7 +4,7 @@ import functools
 import hashlib
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from graftflow import (
 )
 from graftflow.errors import InputError
 from graftflow.feature_cache import FeatureCache
+from graftflow.feature_shards import FILE as SHARD_FILE
+from graftflow.feature_shards import Shard
 from graftflow.progress import Progress
 from graftflow.splits import SPLITS
 
@@ -90,6 +92,86 @@ def write_features(
     Raises:
         InputError: for an unknown backbone, weights that do not fit it, or a cache that cannot be written.
     """
+
+    def save(split: str, rows: dict[str, npt.NDArray[Any]]) -> None:
+        del rows["places"]
+        np.savez(Path(destination) / f"{split}.npz", **rows)
+
+    summary = _extract(
+        save,
+        dataset_path=dataset_path,
+        backbone=backbone,
+        weights=weights,
+        batch_size=batch_size,
+        cache=cache,
+        shard=Shard(0, 1),
+    )
+    files.write_json(Path(destination) / "features.json", summary)
+    return summary
+
+
+def write_feature_shard(
+    destination: str | Path,
+    *,
+    dataset_path: str | Path,
+    backbone: str,
+    weights: str,
+    shard: int,
+    num_shards: int,
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write one ``feature_shard`` artifact into an existing folder: what :func:`write_features` writes, of a part.
+
+    Shards share nothing but the cache, which any number of processes may use at once. A picture's features do not
+    depend on the pictures beside it, so :func:`graftflow.feature_shards.merge_shards` gives the unsharded bits.
+
+    Args:
+        destination: an existing folder.
+        dataset_path: as for :func:`write_features`; likewise ``backbone``, ``weights``, ``batch_size`` and ``cache``.
+        shard: which part, from 0.
+        num_shards: how many parts there are.
+
+    Returns:
+        What stands in ``shard.json``.
+
+    Raises:
+        InputError: as :func:`write_features`, or for a shard that is none of ``num_shards``.
+    """
+
+    def save(split: str, rows: dict[str, npt.NDArray[Any]]) -> None:
+        np.savez(Path(destination) / f"{split}.npz", **rows)
+
+    part = Shard(shard, num_shards)
+    summary = _extract(
+        save,
+        dataset_path=dataset_path,
+        backbone=backbone,
+        weights=weights,
+        batch_size=batch_size,
+        cache=cache,
+        shard=part,
+    )
+    summary = {"shard": part.number, "num_shards": part.total, **summary}
+    files.write_json(Path(destination) / SHARD_FILE, summary)
+    return summary
+
+
+def _extract(
+    save: Callable[[str, dict[str, npt.NDArray[Any]]], None],
+    *,
+    dataset_path: str | Path,
+    backbone: str,
+    weights: str,
+    batch_size: int,
+    cache: str | Path | None,
+    shard: Shard,
+) -> dict[str, Any]:
+    """Compute the features of a shard's pictures; ``save`` takes a split's name and its arrays.
+
+    The arrays are ``places`` int64 (n,), the pictures' places in their split, ``features`` float32 (n, d), ``labels``
+    int64 (n,) and ``paths`` str (n,).
+    """
     started = time.monotonic()
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1. Received: {batch_size}")
@@ -105,40 +187,47 @@ def write_features(
         rows = FeatureCache(folder, width=facts.feature_width)
     # Made at the first picture that needs it: folding the constants takes longer than a run without new pictures.
     features_of = functools.cache(lambda: frozen_function(model, facts.input_size))
-    counts, computed = {}, 0
+    counts, pictures, computed, first = {}, 0, 0, 0
     for split in SPLITS:
-        index = _index(dataset_path, split, digests=rows is not None)
-        counts[split] = len(index["labels"])
+        counts[split] = datasets.split_size(dataset_path, split)
+        places = shard.places(counts[split], first=first)
+        first += counts[split]
+        index = _index(dataset_path, split, places, digests=rows is not None)
         new = _is_new(index["digests"], rows)
-        progress = Progress(f"features of {split}", total=counts[split], unit="pictures")
-        found = np.empty((counts[split], facts.feature_width), np.float32)
+        progress = Progress(f"features of {split}", total=len(places), unit="pictures")
+        found = np.empty((len(places), facts.feature_width), np.float32)
         if not new.all():
             progress.advance(int((~new).sum()))
-        for places, batch in _wanted(dataset_path, split, facts.input_size, new, batch_size=batch_size):
-            found[places] = features_of()(batch).numpy()
+        wanted = np.zeros(counts[split], bool)
+        wanted[places[new]] = True
+        for batch_places, batch in _wanted(
+            dataset_path, split, facts.input_size, wanted, batch_size=batch_size
+        ):
+            at = np.searchsorted(places, batch_places)
+            found[at] = features_of()(batch).numpy()
             if rows is not None:
-                rows.add([index["digests"][place] for place in places], found[places])
-            progress.advance(len(places))
+                rows.add([index["digests"][row] for row in at], found[at])
+            progress.advance(len(at))
         if rows is not None:
-            for place in np.flatnonzero(~new):
-                found[place] = rows.get(index["digests"][place])
+            for row in np.flatnonzero(~new):
+                found[row] = rows.get(index["digests"][row])
             rows.flush()
-        computed += int(new.sum())
-        arrays = {"features": found, "labels": index["labels"], "paths": index["paths"]}
-        np.savez(Path(destination) / f"{split}.npz", **arrays)
+        pictures, computed = pictures + len(places), computed + int(new.sum())
+        save(
+            split,
+            {"places": places, "features": found, "labels": index["labels"], "paths": index["paths"]},
+        )
     if root is not None:
         feature_cache.bound(root, keep=folder)
-    summary = {
+    return {
         "backbone": identity,
         "classes": list(info.classes),
         "dataset_digest": info.digest,
         "counts": counts,
         "computed": computed,
-        "cached": sum(counts.values()) - computed,
+        "cached": pictures - computed,
         "seconds": round(time.monotonic() - started, 2),
     }
-    files.write_json(Path(destination) / "features.json", summary)
-    return summary
 
 
 def cache_facts(identity: dict[str, Any]) -> dict[str, Any]:
@@ -158,13 +247,17 @@ def cache_facts(identity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _index(dataset_path: str | Path, split: str, *, digests: bool) -> dict[str, Any]:
-    """Read a split without decoding: ``labels`` int64 (n,), ``paths`` str (n,), ``digests`` bytes or None."""
-    labels, paths, found = [], [], []
-    for record in datasets.read_split(dataset_path, split).prefetch(64).as_numpy_iterator():
-        labels.append(record["label"])
-        paths.append(record["path"].decode())
-        found.append(hashlib.sha256(record["image"]).digest() if digests else None)
+def _index(
+    dataset_path: str | Path, split: str, places: npt.NDArray[np.int64], *, digests: bool
+) -> dict[str, Any]:
+    """Read the pictures at ``places`` (n,) undecoded: ``labels`` int64 (n,), ``paths`` str, ``digests`` or None."""
+    mine, labels, paths, found = set(places.tolist()), [], [], []
+    records = datasets.read_split(dataset_path, split).prefetch(64).as_numpy_iterator()
+    for place, record in enumerate(records):
+        if place in mine:
+            labels.append(record["label"])
+            paths.append(record["path"].decode())
+            found.append(hashlib.sha256(record["image"]).digest() if digests else None)
     return {"labels": np.array(labels, np.int64), "paths": np.array(paths, str), "digests": found}
 
 

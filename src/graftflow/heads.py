@@ -263,7 +263,7 @@ def write_head(
         train, validation = (_read(features_path, split) for split in ("train", "validation"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(
-            f"A features artifact must hold features.json and its .npz files, as extract_features writes them. "
+            f"A features artifact must hold features.json and its .npz files, as merge_features writes them. "
             f"Received: '{features_path}' ({type(error).__name__}: {error})."
         ) from error
     num_classes = len(source["classes"])

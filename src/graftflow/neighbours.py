@@ -30,7 +30,7 @@ def read_features(path: str | Path, split: str) -> dict[str, npt.NDArray[Any]]:
             return {name: file[name] for name in ("features", "labels", "paths")}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"A features artifact must hold {split}.npz, as extract_features writes it. "
+            f"A features artifact must hold {split}.npz, as merge_features writes it. "
             f"Received: '{path}' ({type(error).__name__})."
         ) from error
 

@@ -9,13 +9,17 @@ from pipelines import parameters
 GOOD = {**parameters.defaults(parameters.local_pipeline("python")), "store": "memory://models"}
 
 
-def check(**changes: object) -> int:
+def check(**changes: object) -> list[int]:
     inputs = check_settings.component_spec.inputs
     return check_settings.python_func(**{name: {**GOOD, **changes}[name] for name in inputs})
 
 
 def test_the_defaults_are_in_order() -> None:
-    assert check() == len(check_settings.component_spec.inputs)
+    assert check() == [0]
+
+
+def test_it_lists_the_shards_that_the_graph_loops_over() -> None:
+    assert check(shards=3) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,7 @@ def test_the_defaults_are_in_order() -> None:
         ({"precision": "float8"}, "precision must be one of"),
         ({"augmentation": "wild"}, "augmentation must be one of light, none, strong"),
         ({"mirrors": "not an address"}, "not"),
+        ({"shards": 0}, "shards must be a whole number from 1 to 1024. Received: 0"),
         ({"cache": "/dev/null/cache"}, "cache must be a folder that can be written"),
         ({"test_fraction": 0.0}, "test_fraction must be a fraction between 0 and 1"),
     ],

@@ -11,6 +11,7 @@ from components.evaluate import evaluate
 from components.export_model import export_model
 from components.extract_features import extract_features
 from components.fine_tune import fine_tune
+from components.merge_features import merge_features
 from components.train_head import train_head
 from graftflow.errors import InputError
 
@@ -36,14 +37,19 @@ def plain(metadata: dict) -> dict:
 
 
 def test_extract_features_names_its_backbone(artifacts, tmp_path: Path) -> None:
-    features = output(dsl.Dataset, tmp_path / "features")
+    shard = output(dsl.Dataset, tmp_path / "feature_shard")
     extract_features.python_func(
         dataset=dsl.Dataset(uri=str(artifacts.dataset)),
         backbone="efficientnet_lite0",
         weights="imagenet",
-        features=features,
+        shard=0.0,  # as KFP hands over an item of a list
+        num_shards=1,
+        feature_shard=shard,
         cache=str(tmp_path / "cache"),
     )
+    assert (plain(shard.metadata)["shard"], plain(shard.metadata)["num_shards"]) == (0, 1)
+    features = output(dsl.Dataset, tmp_path / "features")
+    merge_features.python_func(feature_shards=[shard], features=features)
     metadata = plain(features.metadata)
     assert metadata["name"] == "efficientnet_lite0"
     assert (metadata["computed"], metadata["cached"]) == (48, 0)

@@ -22,6 +22,7 @@ from pipelines.settings import STEPS, SettingsError
 ROOT = Path(__file__).resolve().parents[2]
 GPU_SETTINGS = ROOT / "pipelines" / "settings.gpu.yaml"
 TASKS = {step.replace("_", "-") for step in STEPS}
+NOT_REPORTED = {"check-settings", "extract-features", "write-report", "deploy-model"}
 
 
 def compiled(tmp_path: Path, settings: Path | None = None) -> tuple[PipelineSpec, dict]:
@@ -61,14 +62,21 @@ def edges(dag) -> set[tuple[str, str]]:
     }
 
 
+def tasks_of(spec: PipelineSpec) -> dict:
+    """Every step's task, whichever loop or gate it stands in."""
+    dags = [spec.root.dag, *(c.dag for c in spec.components.values() if c.HasField("dag"))]
+    return {name: task for dag in dags for name, task in dag.tasks.items() if name in TASKS}
+
+
 def test_every_step_is_in_the_graph(spec: PipelineSpec) -> None:
     assert set(executors(spec)) == TASKS
 
 
 def test_edges_are_those_of_the_design(spec: PipelineSpec) -> None:
     assert edges(spec.root.dag) == {
-        ("download-data", "extract-features"),
-        ("extract-features", "train-head"),
+        ("download-data", "for-loop-1"),
+        ("for-loop-1", "merge-features"),
+        ("merge-features", "train-head"),
         ("download-data", "fine-tune"),
         ("train-head", "fine-tune"),
         ("download-data", "export-model"),
@@ -81,14 +89,14 @@ def test_edges_are_those_of_the_design(spec: PipelineSpec) -> None:
         ("evaluate", "generate-adversarial"),
         ("download-data", "visualise-model"),
         ("fine-tune", "visualise-model"),
-        ("extract-features", "visualise-model"),
+        ("merge-features", "visualise-model"),
         ("evaluate", "visualise-model"),
-        *((step, "write-report") for step in TASKS - {"check-settings", "write-report", "deploy-model"}),
-        ("download-data", "condition-1"),
-        ("export-model", "condition-1"),
-        ("evaluate", "condition-1"),
+        *((step, "write-report") for step in TASKS - NOT_REPORTED),
+        ("download-data", "condition-2"),
+        ("export-model", "condition-2"),
+        ("evaluate", "condition-2"),
     }
-    gated = spec.components["comp-condition-2"].dag.tasks["deploy-model"]
+    gated = spec.components["comp-condition-3"].dag.tasks["deploy-model"]
     assert set(gated.inputs.artifacts) == {"dataset", "saved_model", "evaluation"}
 
 
@@ -103,8 +111,8 @@ def test_settings_are_checked_before_anything_is_downloaded(spec: PipelineSpec) 
 @pytest.mark.parametrize(
     ("outer", "gate", "step", "threshold"),
     [
-        ("", "condition-1", "evaluate", "min_accuracy"),
-        ("condition-1", "condition-2", "generate-adversarial", "min_robust_accuracy"),
+        ("", "condition-2", "evaluate", "min_accuracy"),
+        ("condition-2", "condition-3", "generate-adversarial", "min_robust_accuracy"),
     ],
 )
 def test_deployment_waits_behind_gates_on_the_returned_accuracies(
@@ -116,11 +124,29 @@ def test_deployment_waits_behind_gates_on_the_returned_accuracies(
         f"inputs.parameter_values['pipelinechannel--{step}-Output'] >= "
         f"inputs.parameter_values['pipelinechannel--{threshold}']"
     )
-    given = spec.root.dag.tasks["condition-1"].inputs.parameters[f"pipelinechannel--{step}-Output"]
+    given = spec.root.dag.tasks["condition-2"].inputs.parameters[f"pipelinechannel--{step}-Output"]
     source = given.task_output_parameter
     assert (source.producer_task, source.output_parameter_key) == (step, "Output")
-    inside = {"condition-1": "condition-2", "condition-2": "deploy-model"}
+    inside = {"condition-2": "condition-3", "condition-3": "deploy-model"}
     assert set(spec.components[f"comp-{gate}"].dag.tasks) == {inside[gate]}
+
+
+def test_shards_are_extracted_in_a_loop_and_gathered(spec: PipelineSpec) -> None:
+    """Each shard is a task with retries and a GPU of its own: a failed one alone is tried again."""
+    loop = spec.root.dag.tasks["for-loop-1"]
+    items = loop.parameter_iterator.items.input_parameter
+    source = loop.inputs.parameters[items].task_output_parameter
+    assert (source.producer_task, source.output_parameter_key) == ("check-settings", "Output")
+    assert not loop.iterator_policy.parallelism_limit
+    inside = spec.components["comp-for-loop-1"].dag.tasks
+    assert set(inside) == {"extract-features"}
+    assert inside["extract-features"].retry_policy.max_retry_count == 2
+    given = inside["extract-features"].inputs.parameters
+    assert given["shard"].component_input_parameter.endswith("Output-loop-item")
+    assert given["num_shards"].component_input_parameter == "pipelinechannel--shards"
+    merged = spec.root.dag.tasks["merge-features"].inputs.artifacts["feature_shards"]
+    assert merged.task_output_artifact.producer_task == "for-loop-1"
+    assert spec.components["comp-merge-features"].input_definitions.artifacts["feature_shards"].is_artifact_list
 
 
 def test_images_resources_and_retries_come_from_the_settings(spec: PipelineSpec) -> None:
@@ -130,15 +156,15 @@ def test_images_resources_and_retries_come_from_the_settings(spec: PipelineSpec)
         assert "pip install" not in " ".join(executor.container.command)
     fine_tune = executors(spec)["fine-tune"].container.resources
     assert fine_tune.resource_memory_limit == "8Gi"
-    dags = (spec.root.dag, spec.components["comp-condition-2"].dag)
-    for task in (t for dag in dags for name, t in dag.tasks.items() if name in TASKS):
+    tasks = tasks_of(spec)
+    assert set(tasks) == TASKS
+    for task in tasks.values():
         assert task.retry_policy.max_retry_count == 2
         assert task.retry_policy.backoff_duration.seconds == 30
 
 
 def test_every_step_but_the_deployment_is_cached_and_has_a_name_for_people(spec) -> None:
-    dags = (spec.root.dag, spec.components["comp-condition-2"].dag)
-    tasks = {name: t for dag in dags for name, t in dag.tasks.items() if name in TASKS}
+    tasks = tasks_of(spec)
     assert {n for n, t in tasks.items() if not t.caching_options.enable_cache} == {"deploy-model"}
     names = {name: task.task_info.name for name, task in tasks.items()}
     assert names["generate-adversarial"] == "Generate adversarial samples"

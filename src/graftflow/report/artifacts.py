@@ -16,7 +16,7 @@ LAYOUT: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "download_data",
         ("source", "seed", "counts", "digest", "note", "audit"),
     ),
-    "features": ("features.json", "extract_features", ("backbone", "dataset_digest")),
+    "features": ("features.json", "merge_features", ("backbone", "dataset_digest")),
     "head": ("head.json", "train_head", ("chosen_c", "path", "validation_accuracy")),
     "model": ("model.json", "fine_tune", ("chosen", "unfrozen_blocks", "head", "history")),
     "saved_model": ("export.json", "export_model", ("version", "sha256", "backbone")),
