@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import compiler
 
-from pipelines import compare_backbones, transfer_learning
+from pipelines import compare_backbones, pods, transfer_learning
 from pipelines import settings as settings_file
 
 OUTPUT = Path(__file__).with_name("transfer_learning.yaml")
@@ -23,12 +23,19 @@ PIPELINES: dict[str, Any] = {
 def compile_pipeline(
     output: str | Path, settings: settings_file.Settings, *, name: str = "transfer_learning"
 ) -> None:
-    """Write the compiled pipeline of this name; the same settings give the same bytes."""
+    """Write the compiled pipeline of this name; the same settings give the same bytes.
+
+    Raises:
+        SettingsError: Kubernetes would refuse the pod of a step.
+    """
     final = Path(output)
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".compile-") as folder:
         aside = str(Path(folder) / "pipeline.yaml")
         compiler.Compiler().compile(PIPELINES[name].build(settings), aside)
+        for pod in pods.read(aside).values():
+            for problem in pods.problems(pod):
+                raise settings_file.SettingsError(problem)
         os.replace(aside, final)
 
 
