@@ -1,6 +1,7 @@
 """The calls to KFP's API that a submission makes, on kfp's generated client; every failure is one line."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -290,4 +291,4 @@ def _reason(error: Any) -> str:
             break
         reason = inner
     text = getattr(reason, "verify_message", "") or str(reason)
-    return text.rpartition(">: ")[2] or type(reason).__name__
+    return re.sub(r"^(<[^>]*>|HTTPS?Connection(Pool)?\([^)]*\)): ", "", text) or type(reason).__name__

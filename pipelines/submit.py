@@ -152,7 +152,8 @@ def submit(given: argparse.Namespace, cluster: cluster_settings.Cluster, pipelin
     settings = settings_file.load(given.settings)
     if "://" not in values["store"] and not settings.model_store_claim:
         print(
-            f"warning: no model_store.claim is set: the model is written to '{values['store']}' in a pod and is gone with it",
+            "warning: model_store.claim is not set: the model is written into a pod and is gone with it. "
+            f"Received store: '{values['store']}'",
             file=sys.stderr,
         )
     version = compile_version(settings, changed=_changed(given.settings), caching=not given.no_cache)
