@@ -30,7 +30,8 @@ def deploy_model(
         model_name: the model's folder in the store and its name on the server.
         label: stable (served from now on) or canary (loaded beside the stable version).
         deployment: folder of ``deployment.json``: ``{"uri", "version", "status", "model_name", "label", "previous",
-            "validation": {"pictures", "largest_difference", "rest", "grpc", "seconds"}}``.
+            "validation": {"pictures", "largest_difference", "rest", "grpc", "seconds"}, "lineage": the version's own,
+            with the figures on the test pictures}``.
 
     Raises:
         graftflow.errors.InputError: where the artifact does not match its sha256, a server does not load it or answers
@@ -39,6 +40,7 @@ def deploy_model(
     from pathlib import Path
 
     from graftflow.files import atomic_directory, write_json
+    from graftflow.lineages import metadata_of
     from graftflow.pushes import push
 
     facts = push(
@@ -54,6 +56,7 @@ def deploy_model(
     validation = facts["validation"]
     told = {name: facts[name] for name in ("uri", "version", "status", "model_name", "label")}
     deployment.metadata.update(told | {"largest_difference": validation["largest_difference"]})
+    deployment.metadata.update(metadata_of(facts["lineage"]))
     print(
         f"{model_name} version {facts['version']}: {facts['status']} at {facts['uri']} as {label}; a server answered "
         f"{validation['pictures']} pictures as evaluated, within {validation['largest_difference']:.1e}"

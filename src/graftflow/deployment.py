@@ -252,9 +252,9 @@ def _deploy_remote(folder: Path, store: str, model_name: str, version: str, dige
 
         filesystem, base = fsspec.core.url_to_fs(uri)
         filesystem.invalidate_cache()
-        present = _remote_files(filesystem, base)
+        present = stored_files(filesystem, base)
         if ENTRY in present:
-            if _remote_digest(filesystem, present) != digest:
+            if stored_digest(filesystem, present) != digest:
                 raise _differs(uri, version)
             return Deployment(uri, version, "already there")
         # Without its entry a version was cut off on its way up: no server has loaded it.
@@ -289,8 +289,8 @@ def _discard(filesystem: Any, target: str) -> None:
         return
 
 
-def _remote_files(filesystem: Any, base: str) -> dict[str, str]:
-    """The files below ``base``: relative name → path."""
+def stored_files(filesystem: Any, base: str) -> dict[str, str]:
+    """Return the files below ``base`` of an fsspec file system: relative name → path."""
     try:
         found = filesystem.find(base)
     except FileNotFoundError:
@@ -299,8 +299,8 @@ def _remote_files(filesystem: Any, base: str) -> dict[str, str]:
     return {p[len(prefix) :]: p for p in found if p.startswith(prefix) and not p.endswith("/")}
 
 
-def _remote_digest(filesystem: Any, files: dict[str, str]) -> str:
-    """What ``files.sha256_directory`` says of the same files on disk."""
+def stored_digest(filesystem: Any, files: dict[str, str]) -> str:
+    """Return what ``files.sha256_directory`` says of the same files on disk."""
     digest = hashlib.sha256()
     for name in sorted(files, key=PurePosixPath):
         content = hashlib.sha256()

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from graftflow import datasets, files
 from graftflow.errors import InputError
+from graftflow.lineages import Origin, write_lineage
 from graftflow.preprocessing import decode_batch
 from graftflow.training import load_classifier
 
@@ -76,7 +77,12 @@ def check_version(version: int) -> None:
 
 
 def write_saved_model(
-    destination: str | Path, *, model_path: str | Path, dataset_path: str | Path, version: int = 0
+    destination: str | Path,
+    *,
+    model_path: str | Path,
+    dataset_path: str | Path,
+    version: int = 0,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Write the ``saved_model`` artifact into an existing folder, reload it and compare it with the original.
 
@@ -85,6 +91,7 @@ def write_saved_model(
         model_path: a ``model`` artifact.
         dataset_path: the ``dataset`` artifact, whose first validation pictures are the warm-up requests.
         version: number of the version folder; 0 takes the seconds since 1970.
+        origin: of the export, for its lineage; ``None`` where nothing is known of it.
 
     Returns:
         What stands in ``export.json``.
@@ -104,6 +111,13 @@ def write_saved_model(
     tf.saved_model.save(served, str(folder), signatures=served.functions)
     classes_file.unlink()
     _write_warmup(folder, pictures[0])
+    write_lineage(
+        folder,
+        origin=origin or Origin(),
+        version=version,
+        model_path=model_path,
+        dataset_path=dataset_path,
+    )
     _compare(folder, model, pictures)
     summary = {
         "version": version,

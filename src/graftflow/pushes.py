@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graftflow import push_checks, releases
+from graftflow import lineages, push_checks, releases
 from graftflow.deployment import deploy, verified_export
 from graftflow.errors import InputError
 from graftflow.files import read_json
@@ -35,15 +35,17 @@ def push(
 
     Returns:
         What ``deployment.json`` says: ``uri``, ``version``, ``status`` (``published`` or ``already there``),
-        ``model_name``, ``label``, ``previous`` (the version that had the label, or None) and ``validation``.
+        ``model_name``, ``label``, ``previous`` (the version that had the label, or None), ``validation`` and
+        ``lineage``: the version's, with the figures on the test pictures (None where it has none).
 
     Raises:
         InputError: as :func:`graftflow.push_checks.check_push`, :func:`graftflow.deployment.deploy` and
             :func:`graftflow.releases.release`.
     """
-    version, _, _ = verified_export(saved_model)
+    version, folder, digest = verified_export(saved_model)
     releases.check_release(store=store, model_name=model_name, version=int(version), label=label)
-    accuracy = _accuracy(Path(evaluation))
+    metrics = _metrics(Path(evaluation))
+    lineage = lineages.with_test_figures(lineages.read_lineage(folder), metrics)
     validation = push_checks.check_push(
         saved_model, evaluation=evaluation, dataset=dataset, model_name=model_name, timeout=timeout
     )
@@ -54,9 +56,11 @@ def push(
         version=int(version),
         label=label,
         facts={
-            "accuracy": accuracy,
+            "accuracy": float(metrics["accuracy"]["value"]),
             "pictures": validation.pictures,
             "largest_difference": validation.largest_difference,
+            "metrics": metrics,
+            "sha256": digest,
         },
     )
     return {
@@ -67,14 +71,17 @@ def push(
         "label": label,
         "previous": None if released.replaced is None else str(released.replaced),
         "validation": asdict(validation),
+        "lineage": lineage,
     }
 
 
-def _accuracy(evaluation: Path) -> float:
-    """The test accuracy, for the history."""
+def _metrics(evaluation: Path) -> dict[str, dict[str, float]]:
+    """The figures on the test pictures and their intervals, for the history; the accuracy is among them."""
     file = evaluation / "evaluation.json"
     try:
-        return float(read_json(file)["metrics"]["accuracy"]["value"])
+        metrics = dict(read_json(file)["metrics"])
+        float(metrics["accuracy"]["value"])
+        return metrics
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"evaluation must hold an evaluation.json with an accuracy. Received: {file} ({type(error).__name__})"

@@ -8,12 +8,16 @@ from kfp import dsl
 from components.deploy_model import deploy_model
 from graftflow import releases
 from graftflow.errors import InputError
-from tests.unit.pushed_models import copy_export, write_pushed
+from tests.unit.lineage_files import write_example
+from tests.unit.pushed_models import copy_export, seal, write_pushed
 
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory):
-    return write_pushed(tmp_path_factory.mktemp("pushed"))
+    pushed = write_pushed(tmp_path_factory.mktemp("pushed"))
+    write_example(pushed.saved_model / "3")
+    seal(pushed.saved_model)
+    return pushed
 
 
 def deploy(pushed, tmp_path, store, *, label="stable", **others):
@@ -35,7 +39,7 @@ def test_the_step_says_where_the_version_is_and_what_a_server_made_of_it(pushed,
     store = tmp_path / "store"
     deployment = deploy(pushed, tmp_path, store, label="canary")
     facts = json.loads((tmp_path / "deployment" / "deployment.json").read_text())
-    validation = facts.pop("validation")
+    validation, lineage = facts.pop("validation"), facts.pop("lineage")
     assert facts == {
         "uri": str(store / "pets" / "3"),
         "version": "3",
@@ -45,6 +49,16 @@ def test_the_step_says_where_the_version_is_and_what_a_server_made_of_it(pushed,
         "previous": None,
     }
     assert set(validation) == {"pictures", "largest_difference", "rest", "grpc", "seconds"}
+    evaluated = json.loads((pushed.evaluation / "evaluation.json").read_text())["metrics"]
+    assert lineage == {**write_example(tmp_path / "example"), "test": evaluated}
+    told = {n: deployment.metadata[n] for n in ("run_id", "commit", "image", "dataset_digest")}
+    assert told == {
+        "run_id": "run-7",
+        "commit": "c0ffee-dirty",
+        "image": "graftflow:1",
+        "dataset_digest": "d" * 64,
+    }
+    assert deployment.metadata["backbone_weights_sha256"] == "b" * 64
     assert deployment.metadata["label"] == "canary"
     assert deployment.metadata["largest_difference"] == validation["largest_difference"] <= 1e-5
     assert json.loads(json.dumps(deployment.metadata)) == deployment.metadata
