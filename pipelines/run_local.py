@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from kfp import local
 
-from pipelines import docker_runner, parameters, run_index
+from pipelines import docker_runner, parameters, run_index, run_origins
 from pipelines.console import RunConsole
 from pipelines.loops import end_children, interruptible_loops
 from pipelines.run_index import Run, Step
@@ -304,12 +304,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         values, runs = read_values(pipeline, given), given.runs.resolve()
-        if given.runner == "docker":
-            image = docker_runner.identify(given.image or docker_runner.image_of_commit())
-            pipeline = parameters.local_pipeline(image)
-            runner = docker_runner.make_runner(docker_runner.read_place(values, runs), given.user)
-        with only_run_in(given.runs), RunConsole(sys.stdout) as console:
-            run = run_pipeline(pipeline, values, runs, console, runner=runner)
+        with run_origins.new_run(NAME, source_image()):
+            if given.runner == "docker":
+                image = docker_runner.identify(given.image or docker_runner.image_of_commit())
+                pipeline = parameters.local_pipeline(image)
+                runner = docker_runner.make_runner(docker_runner.read_place(values, runs), given.user)
+            with only_run_in(given.runs), RunConsole(sys.stdout) as console:
+                run = run_pipeline(pipeline, values, runs, console, runner=runner)
     except (ValueError, OSError, run_index.RunError) as error:
         return fail(str(error))
     console.table(run, time.monotonic() - started)

@@ -16,7 +16,7 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.types import type_utils
 
-from pipelines import parameters, run_index
+from pipelines import parameters, run_index, run_origins
 from pipelines.console import RunConsole
 from pipelines.run_index import Run, Step
 from pipelines.run_local import (
@@ -155,7 +155,7 @@ def _run_and_save(given: argparse.Namespace, pipeline: Any) -> int:
         for key, name in ran.items()
         if name in before or (name != step and step not in depends_on(name))
     }
-    with RunConsole(sys.stdout) as console:
+    with RunConsole(sys.stdout) as console, run_origins.told(folder.name, source_image()):
         try:
             for key, name, arguments in _tasks(step, pipeline, values):
                 console.started(name)
