@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import attacks
+from graftflow import attacks, distribution
 from graftflow.epsilons import parse_epsilon, whole_levels
 from graftflow.recipes import Recipe
 
@@ -70,7 +70,9 @@ class Adversary:
         epsilon = self.epsilon * tf.minimum((tf.cast(number, tf.float32) + 1.0) / self._rise, 1.0)
         low, high = tf.maximum(pixels - epsilon, 0.0), tf.minimum(pixels + epsilon, 1.0)
         seed = tf.stack([tf.constant(self._seed, tf.int64), tf.cast(number, tf.int64)])
-        noise = tf.random.stateless_uniform(tf.shape(pixels), seed, -epsilon, epsilon)
+        noise = distribution.drawn(
+            lambda shape: tf.random.stateless_uniform(shape, seed, -epsilon, epsilon), tf.shape(pixels)
+        )
         x = tf.clip_by_value(pixels + noise, low, high)
         for _ in range(self._steps):
             with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import files
+from graftflow import distribution, files
 from graftflow.activations import ViewSource
 from graftflow.adversarial_training import RISE, Adversary, has_collapsed, preference
 from graftflow.augmentation import mix
@@ -36,13 +36,16 @@ class DiscriminativeAdamW(keras.optimizers.AdamW):  # type: ignore[misc]
 
     def __init__(self, factors: Iterable[tuple[Any, float]], **settings: Any) -> None:
         super().__init__(**settings)
-        # update_step gets TensorFlow's own variables.
-        self._factors = {variable.value.ref(): factor for variable, factor in factors}
+        self._factors = {self._var_key(variable): factor for variable, factor in factors}
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Apply one gradient at the variable's own rate."""
-        factor = self._factors.get(variable.ref(), 1.0)
+        factor = self._factors.get(self._var_key(variable), 1.0)
         super().update_step(gradient, variable, learning_rate * factor)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        """Leave gradients as they are: they are summed over the devices before they are clipped."""
+        return grads_and_vars
 
 
 def resolve_precision(precision: str) -> str:
@@ -80,6 +83,7 @@ class Trainer:
         adversary: Adversary | None = None,
     ) -> None:
         recipe.check()
+        distribution.check_batch_size(recipe.batch_size)
         self._model, self._recipe, self._adversary = model, recipe, adversary
         self._class_weights = class_weights.astype(np.float32)
         self._num_batches = num_batches
@@ -89,9 +93,12 @@ class Trainer:
             for variable in model.trainable_variables
         ]
         self._optimizer = self._build_optimizer(factors)
-        self._averages = [tf.Variable(v.value, trainable=False) for v in model.trainable_variables]
-        self._steps = tf.Variable(0.0, trainable=False)
+        # All devices compute the same averages.
+        same = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        self._averages = [tf.Variable(v.value, **same) for v in model.trainable_variables]
+        self._steps = tf.Variable(0.0, **same)
         self._train_step = tf.function(self._step)
+        self._shared_step = tf.function(self._step_of_all, reduce_retracing=True)
         first = adversary.trunk if adversary else model
         self._predict = tf.function(
             lambda x: self._logits(x, training=False),
@@ -128,15 +135,39 @@ class Trainer:
     def _step(self, values: Any, targets: Any, weights: Any, share: Any, order: Any) -> Any:
         if self._recipe.mixup:
             values, targets, weights = mix(values, targets, weights, share=share, order=order)
+        return self._learn(values, targets, weights, tf.reduce_sum(weights))
+
+    def _step_of_all(self, values: Any, targets: Any, weights: Any, total: Any) -> Any:
+        """Let every device learn from its rows; returns the loss of the whole batch."""
+        strategy = tf.distribute.get_strategy()
+        losses = strategy.run(self._learn, (values, targets, weights, total))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    def _split_step(self, values: Any, targets: Any, weights: Any, share: Any, order: Any) -> Any:
+        if self._recipe.mixup:
+            values, targets, weights = mix(values, targets, weights, share=share, order=order)
+        rows = distribution.split_rows(values.numpy(), targets.numpy())
+        counted = distribution.split_weights(weights.numpy())
+        return self._shared_step(*rows, counted, tf.reduce_sum(weights))
+
+    def _learn(self, values: Any, targets: Any, weights: Any, total: Any) -> Any:
+        """Take one step from these rows, and those of the other devices; returns their part of the loss.
+
+        Args:
+            values: ``(n, …)``.
+            targets: class probabilities ``float32 (n, k)``.
+            weights: of the rows, ``float32 (n,)``.
+            total: the sum of the whole batch's weights, a scalar.
+        """
         if self._adversary:
             values = self._adversary.attack(values, targets, self._steps)
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             logits = self._logits(values, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
-            loss = tf.reduce_sum(weights * losses) / tf.reduce_sum(weights)
+            loss = tf.reduce_sum(weights * losses) / total
             scaled = self._optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, [v.value for v in variables])
+        gradients = distribution.summed(tape.gradient(scaled, [v.value for v in variables]))
         self._optimizer.apply(gradients, variables)
         self._steps.assign_add(1.0)
         if self._recipe.ema_decay:
@@ -179,6 +210,7 @@ class Trainer:
             adversary ``validation_robust_accuracy``.
         """
         keras.utils.set_random_seed(self._recipe.seed)
+        (least_accuracy,) = distribution.agreed([least_accuracy])
         policies = self._set_policies()
         state = _State(history=[], best=[v.numpy() for v in self._model.trainable_variables])
         if resumed := _read_checkpoint(checkpoint, self._variables(), len(state.best)):
@@ -191,7 +223,11 @@ class Trainer:
             weights = [v.numpy() for v in self._model.trainable_variables]
             kept = [average.numpy() for average in self._averages] if self._recipe.ema_decay else weights
             self._assign(kept)
-            row = {"epoch": len(history) + 1, "train_loss": train_loss, **self._validate(validation)}
+            figures = {"train_loss": train_loss, **self._validate(validation)}
+            row = {
+                "epoch": len(history) + 1,
+                **dict(zip(figures, distribution.agreed([*figures.values()]), strict=True)),
+            }
             self._assign(weights)
             if not all(map(math.isfinite, row.values())):
                 break
@@ -209,8 +245,9 @@ class Trainer:
         """Train one epoch, counted from 0, and return the mean of its batches' losses."""
         label = f"fine-tuning, epoch {number + 1} of at most {self._recipe.epochs},"
         progress, losses = Progress(label, total=self._num_batches, unit="batches"), []
+        step = self._split_step if distribution.num_replicas() > 1 else self._train_step
         for values, targets, weights, share, order in self._examples(source, number):
-            losses.append(self._train_step(values, targets, weights, share, order))
+            losses.append(step(values, targets, weights, share, order))
             progress.advance()
         return float(np.mean([loss.numpy() for loss in losses]))
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import datasets, heads
+from graftflow import datasets, distribution, heads
 from graftflow.activations import ViewSource, validation_activations, views_that_fit
 from graftflow.adversarial_training import WATCH_STEPS, Adversary, has_collapsed, is_worth_it
 from graftflow.cuts import Cut
@@ -71,7 +71,7 @@ def prepare_lesson(
     num_views, num_pictures = 0, datasets.split_size(dataset_path, "train")
     if recipe.adversarial_training == "none":
         adversary, shape = None, parts.shape
-        trunk = frozen_function(parts.trunk, size)
+        trunk = distribution.spread(frozen_function(parts.trunk, size))
         num_views = views_that_fit(num_pictures, shape, recipe.num_views, input_size=size)
     else:
         # What is attacked are pixels: nothing can be computed once for all epochs.

@@ -3,6 +3,7 @@
 import inspect
 import math
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,6 +23,7 @@ from graftflow import (
     caches,
     calibration,
     datasets,
+    distribution,
     files,
     fine_tuning,
     heads,
@@ -111,6 +113,7 @@ def write_model(
     num_blocks: int,
     recipe: Recipe | None = None,
     cache: str | Path | None = None,
+    devices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fine-tune, and write the better of frozen and fine-tuned classifier into an existing folder.
 
@@ -122,6 +125,9 @@ def write_model(
     ``clean_tolerance``; of its epochs the one counts that withstands most within that bound. The usual fine-tuning is
     trained as well, to compare with in ``trade``.
 
+    Several GPUs share each batch, and the machines of ``TF_CONFIG`` do; see :mod:`graftflow.distribution`. Of several
+    machines only the first writes.
+
     Args:
         destination: an existing folder; becomes a ``model`` artifact.
         dataset_path: a ``dataset`` artifact.
@@ -130,7 +136,9 @@ def write_model(
         num_blocks: how many of the last blocks to train; 0 keeps the frozen classifier.
         recipe: how they are trained; ``None`` takes the defaults.
         cache: folder that outlives this step (see :func:`graftflow.caches.open_cache`), where views and checkpoints
-            wait for the next try; ``None`` keeps them in ``destination`` until the step ends.
+            wait for the next try; ``None`` keeps them in ``destination`` until the step ends. Several machines keep
+            them to themselves, and begin anew after an interruption.
+        devices: that train, such as ``"GPU:0"``; none takes all GPUs, or without one the CPU.
 
     Returns:
         What stands in ``model.json``.
@@ -147,6 +155,20 @@ def write_model(
             "adversarial_training needs blocks that train: num_blocks must be at least 1, or adversarial_training "
             f"'none'. Received: {num_blocks} and '{recipe.adversarial_training}'"
         )
+    with distribution.strategy_of(devices).scope():
+        distribution.check_batch_size(recipe.batch_size)
+        return _write_model(Path(destination), dataset_path, head_path, weights, num_blocks, recipe, cache)
+
+
+def _write_model(
+    destination: Path,
+    dataset_path: str | Path,
+    head_path: str | Path,
+    weights: str,
+    num_blocks: int,
+    recipe: Recipe,
+    cache: str | Path | None,
+) -> dict[str, Any]:
     head = files.read_json(Path(head_path) / "head.json")
     layers = heads.read_layers(head_path)
     features_model = backbones.build(head["backbone"]["name"], weights=weights)
@@ -167,14 +189,15 @@ def write_model(
         "head": files.sha256_file(Path(head_path) / "head.npz"),
     }
     model = build_classifier(features_model, layers)
-    with _workplace(Path(destination), cache, facts) as workplace:
+    with _workplace(destination, cache, facts) as workplace:
         trained = _fine_tune(
             model, features_model, head, recipe, num_blocks, dataset_path=dataset_path, workplace=workplace
         )
         model.get_layer("backbone").trainable = False
-        model.save(Path(destination) / "model.keras")
         summary = {"backbone": identity, **trained}
-        files.write_json(Path(destination) / "model.json", summary)
+        if distribution.writes():
+            model.save(destination / "model.keras")
+            files.write_json(destination / "model.json", summary)
     return summary
 
 
@@ -195,6 +218,11 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
 @contextmanager
 def _workplace(destination: Path, cache: str | Path | None, facts: dict[str, Any]) -> Iterator[Path]:
     """Yield the folder for views and checkpoints; what is in the cache stays until a block has ended well."""
+    if distribution.num_machines() > 1:
+        # What one machine finds another one may not: then one would compute alone, and wait for the other for ever.
+        with tempfile.TemporaryDirectory(prefix="fine-tune-") as own:
+            yield Path(own)
+        return
     if cache is not None:
         folder = caches.open_cache(cache) / "checkpoints" / caches.key_of(facts)
         folder.parent.mkdir(exist_ok=True)
@@ -276,5 +304,5 @@ def tail_of(model: Any, parts: Cut) -> keras.Model:
     x = parts.tail(activations, training=False) if parts.tail else activations
     for name in ("dropout", "hidden", "logits"):
         if any(layer.name == name for layer in model.layers):
-            x = model.get_layer(name)(x)
+            x = distribution.whole_batch(model.get_layer(name))(x)
     return keras.Model(activations, x, name="tail")
