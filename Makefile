@@ -113,6 +113,16 @@ promote: $(RUN_READY) ## Make the canary stable
 rollback: $(RUN_READY) ## Make the stable version before stable again
 	$(RELEASES) rollback --store '$(STORE)' --model-name '$(MODEL_NAME)'
 
+.PHONY: lineage register
+lineage: $(RUN_READY) ## Where a model comes from: make lineage MODEL=gs://bucket/models/pets/3 (or a name in STORE; FORMAT=json)
+	@$(PY) -m graftflow.lineages show --store '$(STORE)' $(call given,VERSION,version) $(call given,FORMAT,format) \
+		'$(or $(MODEL),$(MODEL_NAME))'
+
+register: $(RUN_READY) ## Tell a Kubeflow Model Registry of it: make register REGISTRY=http://localhost:8080 MODEL=models/pets/3
+	@test -n "$(REGISTRY)" || { echo "error: REGISTRY must be an address: make register REGISTRY=http://localhost:8080" >&2; exit 2; }
+	@$(PY) -m graftflow.lineages register --store '$(STORE)' --registry '$(REGISTRY)' $(call given,VERSION,version) \
+		$(call given,NAME,name) $(call given,URI,uri) $(call given,TOKEN_FILE,token-file) '$(or $(MODEL),$(MODEL_NAME))'
+
 .PHONY: manifests
 manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and check it offline
 	@$(PY) -m manifests.render $(OVERLAYS)

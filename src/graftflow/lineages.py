@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -185,6 +185,16 @@ def metadata_of(lineage: Mapping[str, Any] | None) -> dict[str, str]:
         "dataset_digest": str(lineage["dataset"].get("digest", "")),
         "backbone_weights_sha256": str(lineage["backbone"].get("weights_sha256", "")),
     }
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested settings one by one, such as ``recipe.epochs``."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{name}", text
 
 
 if __name__ == "__main__":
