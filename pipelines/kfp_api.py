@@ -214,6 +214,9 @@ class Api:
         kind = self._client.last_response.getheader("content-type") or ""
         if "html" in kind:
             raise self._login_page(f"a page ({kind})")
+        body = str(self._client.last_response.data).strip()
+        if body and not body.startswith("{"):
+            raise self._no_kfp(f"an answer that is not KFP's ({kind or 'of no kind'})")
         return answer
 
     def _explained(self, error: ApiException) -> ApiError:

@@ -14,6 +14,7 @@ from pipelines import settings as settings_file
 from pipelines.compile import compile_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def compile_version(
         path = Path(folder) / "pipeline.yaml"
         compile_pipeline(path, settings)
         text = path.read_text(encoding="utf-8")
-    documents: list[dict[str, Any]] = list(yaml.safe_load_all(text))
+    documents: list[dict[str, Any]] = list(yaml.load_all(text, _LOADER))
     if not caching:
         for dag in _dags(documents[0]):
             for task in dag["tasks"].values():

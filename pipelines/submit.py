@@ -156,13 +156,13 @@ def submit(given: argparse.Namespace, cluster: cluster_settings.Cluster, pipelin
             f"Received store: '{values['store']}'",
             file=sys.stderr,
         )
+    api = None if given.dry_run else Api(cluster)  # a cluster that cannot be reached is told before any work
     version = compile_version(settings, changed=_changed(given.settings), caching=not given.no_cache)
     name = given.run_name or f"{version.pipeline} {version.name} {datetime.now():%Y-%m-%d %H:%M:%S}"
-    if given.dry_run:
+    if api is None:
         run = run_of(version, values, name=name, experiment="(its id)", ids=("(its id)", "(its id)"))
         _dry_run(cluster, version, run)
         return 0
-    api = Api(cluster)
     experiment = api.experiment_id(cluster.experiment)
     with tempfile.TemporaryDirectory(prefix="graftflow-") as folder:
         package = Path(folder) / f"{version.pipeline}.yaml"

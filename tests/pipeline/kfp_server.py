@@ -31,7 +31,7 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 PRIMITIVES = {"str": str, "bool": bool, "int": int, "float": (int, float), "object": object}
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An answer with an error, as gRPC's gateway writes it."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -74,14 +74,14 @@ class FakeKfp:
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, content_type: str) -> Any:
-        """Return the JSON of an answer; raise Refusal for an error."""
+        """Return the JSON of an answer; raise RefusalError for an error."""
         for (verb, pattern), call in self._routes().items():
             if verb == method and (match := re.fullmatch(API + pattern, path)):
                 allowed, function = call
                 if unknown := set(query) - set(allowed):
-                    raise Refusal(400, f"parsing field {sorted(unknown)}: no such field")
+                    raise RefusalError(400, f"parsing field {sorted(unknown)}: no such field")
                 return function(*match.groups(), query=query, body=body, content_type=content_type)
-        raise Refusal(404, "Not Found")
+        raise RefusalError(404, "Not Found")
 
     def _routes(self) -> dict[tuple[str, str], tuple[tuple[str, ...], Any]]:
         lists = ("page_token", "page_size", "sort_by", "filter", "namespace")
@@ -138,7 +138,7 @@ class FakeKfp:
             self._check_namespace(query["namespace"])
         name = query["name"]
         if any(found["display_name"] == name for found in self.pipelines.values()):
-            raise Refusal(409, f"The pipeline name {name} already exists")
+            raise RefusalError(409, f"The pipeline name {name} already exists")
         spec = _package(body, content_type)
         made = {
             "pipeline_id": str(uuid.uuid4()),
@@ -151,10 +151,10 @@ class FakeKfp:
 
     def _upload_version(self, *, query: dict[str, str], body: bytes, content_type: str) -> Any:
         if query["pipelineid"] not in self.pipelines:
-            raise Refusal(404, f"Pipeline {query['pipelineid']} not found")
+            raise RefusalError(404, f"Pipeline {query['pipelineid']} not found")
         there = [v["display_name"] for v in self.versions.values() if v["pipeline_id"] == query["pipelineid"]]
         if query["name"] in there:
-            raise Refusal(409, f"The name {query['name']} already exists")
+            raise RefusalError(409, f"The name {query['name']} already exists")
         spec = _package(body, content_type)
         return self._add_version(query["pipelineid"], query["name"], query.get("description", ""), spec)
 
@@ -185,31 +185,31 @@ class FakeKfp:
         self._check_run(given)
         cron = given.trigger.cron_schedule.cron
         if not cron.startswith("@") and len(cron.split()) != 6:
-            raise Refusal(400, f"Invalid cron: {cron}")
+            raise RefusalError(400, f"Invalid cron: {cron}")
         if given.mode != "ENABLE" or int(given.max_concurrency) < 1:
-            raise Refusal(400, "mode and max_concurrency are required")
+            raise RefusalError(400, "mode and max_concurrency are required")
         made = {**json.loads(body), "recurring_run_id": str(uuid.uuid4())}
         self.recurring[made["recurring_run_id"]] = made
         return made
 
     def _check_run(self, given: Any) -> None:
         if given.experiment_id not in self.experiments:
-            raise Refusal(404, f"Experiment {given.experiment_id} not found")
+            raise RefusalError(404, f"Experiment {given.experiment_id} not found")
         reference = given.pipeline_version_reference
         version = self.versions.get(reference.pipeline_version_id)
         if not version or version["pipeline_id"] != reference.pipeline_id:
-            raise Refusal(404, f"PipelineVersion {reference.pipeline_version_id} not found")
+            raise RefusalError(404, f"PipelineVersion {reference.pipeline_version_id} not found")
         known = version["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
         kinds = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float)}
         for name, value in (given.runtime_config.parameters or {}).items():
             if name not in known:
-                raise Refusal(400, f"parameter {name} is not in the pipeline")
+                raise RefusalError(400, f"parameter {name} is not in the pipeline")
             if not isinstance(value, kinds[known[name]["parameterType"]]):
-                raise Refusal(400, f"parameter {name} has the wrong type")
+                raise RefusalError(400, f"parameter {name} has the wrong type")
 
     def _get_run(self, run_id: str, **_: Any) -> Any:
         if run_id not in self.runs:
-            raise Refusal(404, f"Run {run_id} not found")
+            raise RefusalError(404, f"Run {run_id} not found")
         look = self.looks[run_id] = self.looks.get(run_id, -1) + 1
         self.looked.set()
         shown = self.script[min(look, len(self.script) - 1)]
@@ -234,32 +234,32 @@ class FakeKfp:
 
     def _terminate(self, run_id: str, **_: Any) -> Any:
         if run_id not in self.runs:
-            raise Refusal(404, f"Run {run_id} not found")
+            raise RefusalError(404, f"Run {run_id} not found")
         self.runs[run_id]["cancelled"] = "CANCELED"
         return {}
 
     def _get_artifact(self, artifact_id: str, **_: Any) -> Any:
         if self.artifacts is None:
-            raise Refusal(404, "Not Found")
+            raise RefusalError(404, "Not Found")
         if artifact_id not in self.artifacts:
-            raise Refusal(404, f"Artifact {artifact_id} not found")
+            raise RefusalError(404, f"Artifact {artifact_id} not found")
         return self.artifacts[artifact_id]
 
     def _check_namespace(self, namespace: str) -> None:
         if not self.multi_user and namespace:
-            raise Refusal(400, "In single-user mode, a namespace must not be given")
+            raise RefusalError(400, "In single-user mode, a namespace must not be given")
         if self.multi_user and not namespace:
-            raise Refusal(400, "Namespace should not be empty")
+            raise RefusalError(400, "Namespace should not be empty")
         if self.multi_user and namespace not in self.namespaces:
-            raise Refusal(403, f"User 'me' is not authorized with reason: (namespace {namespace})")
+            raise RefusalError(403, f"User 'me' is not authorized with reason: (namespace {namespace})")
 
 
 def read(body: bytes, model: str) -> Any:
-    """Return a body as a model of kfp's client; raise Refusal for a field or a type that it does not have."""
+    """Return a body as a model of kfp's client; raise RefusalError for a field or a type that it does not have."""
     try:
         content = json.loads(body)
     except ValueError as error:
-        raise Refusal(400, "invalid JSON") from error
+        raise RefusalError(400, "invalid JSON") from error
     _check(content, model, model)
     return kfp_server_api.ApiClient().deserialize(SimpleNamespace(data=body), model)
 
@@ -267,29 +267,29 @@ def read(body: bytes, model: str) -> Any:
 def _check(value: Any, kind: str, where: str) -> None:
     if match := re.fullmatch(r"list\[(.*)\]", kind):
         if not isinstance(value, list):
-            raise Refusal(400, f"{where} must be a list")
+            raise RefusalError(400, f"{where} must be a list")
         for item in value:
             _check(item, match[1], where)
     elif match := re.fullmatch(r"dict\(([^,]*), (.*)\)", kind):
         if not isinstance(value, dict):
-            raise Refusal(400, f"{where} must be an object")
+            raise RefusalError(400, f"{where} must be an object")
         for key, item in value.items():
             _check(item, match[2], f"{where}.{key}")
     elif kind in PRIMITIVES:
         if not isinstance(value, PRIMITIVES[kind]):  # type: ignore[arg-type]
-            raise Refusal(400, f"{where} must be {kind}")
+            raise RefusalError(400, f"{where} must be {kind}")
     elif kind == "datetime":
         datetime.fromisoformat(value)
     else:
         model = getattr(kfp_server_api, kind)
         if not model.openapi_types:  # an enumeration
             if value not in model.allowable_values:
-                raise Refusal(400, f"{where}: unknown value {value}")
+                raise RefusalError(400, f"{where}: unknown value {value}")
             return
         kinds = {model.attribute_map[name]: kind for name, kind in model.openapi_types.items()}
         for key, item in value.items():
             if key not in kinds:
-                raise Refusal(400, f"unknown field {where}.{key}")
+                raise RefusalError(400, f"unknown field {where}.{key}")
             _check(item, kinds[key], f"{where}.{key}")
 
 
@@ -300,7 +300,7 @@ def _filtered(found: dict[str, dict[str, Any]], query: dict[str, str]) -> list[d
             "EQUALS",
             1,
         ):
-            raise Refusal(400, f"invalid filter: {predicate}")
+            raise RefusalError(400, f"invalid filter: {predicate}")
         shown = [item for item in shown if item.get(predicate["key"]) == predicate["stringValue"]]
     return shown
 
@@ -312,8 +312,8 @@ def _package(body: bytes, content_type: str) -> dict[str, Any]:
     )
     parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
     if set(parts) != {"uploadfile"} or not (parts["uploadfile"].get_filename() or "").endswith(".yaml"):
-        raise Refusal(400, "the form must hold a YAML file: uploadfile")
-    spec = next(yaml.safe_load_all(parts["uploadfile"].get_payload(decode=True)))
+        raise RefusalError(400, "the form must hold a YAML file: uploadfile")
+    spec = next(yaml.load_all(parts["uploadfile"].get_payload(decode=True), yaml.CSafeLoader))
     json_format.ParseDict(spec, PipelineSpec())
     return spec
 
@@ -346,7 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts.path in self.kfp.files:
             self._send(200, "application/octet-stream", self.kfp.files[parts.path])
         elif self.kfp.token and self.headers.get("Authorization") != f"Bearer {self.kfp.token}":
-            self._error(Refusal(401, "Request header error: there is no valid user identity"))
+            self._error(RefusalError(401, "Request header error: there is no valid user identity"))
         elif self.kfp.cookie and self.headers.get("Cookie") != self.kfp.cookie:
             self._send(302, "text/html", b"", {"Location": f"{self.kfp.url}/dex/auth?client_id=kubeflow"})
         else:
@@ -359,10 +359,10 @@ class _Handler(BaseHTTPRequestHandler):
                     self.headers.get("Content-Type", ""),
                 )
                 self._send(200, "application/json", json.dumps(answer).encode())
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 self._error(refusal)
 
-    def _error(self, refusal: Refusal) -> None:
+    def _error(self, refusal: RefusalError) -> None:
         content = {"error": str(refusal), "code": 3, "message": str(refusal), "details": []}
         self._send(refusal.status, "application/json", json.dumps(content).encode())
 
