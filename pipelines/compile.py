@@ -33,9 +33,8 @@ def compile_pipeline(
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=".compile-") as folder:
         aside = str(Path(folder) / "pipeline.yaml")
         compiler.Compiler().compile(PIPELINES[name].build(settings), aside)
-        for pod in pods.read(aside).values():
-            for problem in pods.problems(pod):
-                raise settings_file.SettingsError(problem)
+        for problem in pods.problems(pods.read(aside)):
+            raise settings_file.SettingsError(problem)
         os.replace(aside, final)
 
 

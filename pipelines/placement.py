@@ -35,7 +35,7 @@ def place(task: dsl.PipelineTask, settings: Settings, *, like: str | None = None
     task.set_env_variable("GRAFTFLOW_IMAGE", image)
     kubernetes.use_field_path_as_env(task, "GRAFTFLOW_RUN_ID", _RUN_ID)
     _give_accelerators(task, settings.gpu.of(step))
-    _give_pod(task, settings.pod_of(step, cached="cache" in (task.component_spec.inputs or {})))
+    _give_pod(task, settings.pod_of(step, task.component_spec.inputs or {}))
 
 
 def _give_resources(task: dsl.PipelineTask, resources: dict[str, str]) -> None:

@@ -38,34 +38,44 @@ def read(path: str | Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def problems(pod: dict[str, Any]) -> list[str]:
-    """Return what Kubernetes would refuse in a pod, one line each; none where all is well.
+def problems(pods: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what Kubernetes would refuse in the pods of a pipeline, one line each; none where all is well.
 
     Names that must differ are always looked at; fields and types where the package kubernetes-validate, one of the
     tests', is installed.
+
+    Args:
+        pods: step → object of kind Pod, as :func:`read` returns them.
     """
-    spec, step = pod["spec"], pod["metadata"]["name"]
-    main = spec["containers"][0]
-    found = [
-        f"{step}: {what} must differ. Received twice: '{name}'"
-        for what, names in (
-            ("names of volumes", [volume["name"] for volume in spec["volumes"]]),
-            ("mount paths", [mount["mountPath"] for mount in main["volumeMounts"]]),
-            ("environment variables", [variable["name"] for variable in main["env"]]),
-        )
-        for name, count in Counter(names).items()
-        if count > 1
-    ]
+    found = [line for step, pod in pods.items() for line in _repeated(step, pod["spec"])]
     try:
         import kubernetes_validate
     except ModuleNotFoundError:
         return found
+    everything = {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": list(pods.values())}
     for release in RELEASES:
         try:
-            kubernetes_validate.validate(pod, release, strict=True)
+            kubernetes_validate.validate(everything, release, strict=True)
         except kubernetes_validate.ValidationError as error:
-            found.append(f"{step}: Kubernetes {release} would refuse the pod. Received: {error.message}")
+            _, index, *path = error.absolute_path
+            place = ".".join(str(part) for part in path)
+            found.append(
+                f"{list(pods)[index]}: its pod's {place} must be as Kubernetes {release} has it. "
+                f"Received: {error.message}"
+            )
     return found
+
+
+def _repeated(step: str, spec: dict[str, Any]) -> Iterator[str]:
+    main = spec["containers"][0]
+    for what, names in (
+        ("names of volumes", [volume["name"] for volume in spec["volumes"]]),
+        ("mount paths", [mount["mountPath"] for mount in main["volumeMounts"]]),
+        ("environment variables", [variable["name"] for variable in main["env"]]),
+    ):
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield f"{step}: {what} must differ. Received twice: '{name}'"
 
 
 def pod_of(step: str, container: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

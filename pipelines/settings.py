@@ -1,5 +1,6 @@
 """Where the steps run: images, retries, resources, GPUs and pods, read from a YAML file."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,6 @@ STEPS = (
     "write_report",
     "deploy_model",
 )
-# The steps that see the model store, and so its volume.
-_STORE_STEPS = ("check_settings", "deploy_model")
 # What a settings file may also hold, of what hands it to a cluster: other modules read it.
 _OF_OTHERS = ("cluster", "parameters")
 
@@ -73,9 +72,9 @@ class Settings:
         retry_backoff: first pause before that, e.g. ``"30s"``.
         resources: step (or ``"default"``) → ``{"cpu": quantity, "memory": quantity}`` and limits.
         gpu: placement of the GPU steps.
-        model_store_claim: PersistentVolumeClaim mounted into deploy_model (and check_settings); empty for none.
+        model_store_claim: PersistentVolumeClaim of the steps that take the parameter ``store``; empty for none.
         model_store_path: where it is mounted.
-        cache_claim: PersistentVolumeClaim mounted into the steps that take the parameter ``cache``; empty for none.
+        cache_claim: PersistentVolumeClaim of the steps that take the parameter ``cache``; empty for none.
         cache_path: where it is mounted.
         pods: step (or ``"default"``) → what its pod is given.
         on_cluster: whether the steps are pods of a cluster, rather than processes of this machine.
@@ -106,37 +105,26 @@ class Settings:
         """Return a step's CPU and memory."""
         return {**self.resources.get("default", {}), **self.resources.get(step, {})}
 
-    def pod_of(self, step: str, *, cached: bool = False) -> Pod:
+    def pod_of(self, step: str, parameters: Collection[str] = ()) -> Pod:
         """Return what the pod of a step is given: the default's settings, then the GPU's, then its own on top.
 
         Args:
             step: the step.
-            cached: whether the step takes the parameter ``cache``, and so is given its volume.
+            parameters: that the step takes; the volumes for ``store`` and ``cache`` go with them.
 
         Raises:
             SettingsError: two of its mounts or variables stand in each other's way.
         """
-        pod = self.pods.get("default", Pod())
-        taken = (
-            {self.model_store_path: "the model store"}
-            if step in _STORE_STEPS and self.model_store_claim
-            else {}
-        )
-        if self.uses_gpu(step):
-            gpu = self.gpu.of(step)
+        pod, gpu = self.pods.get("default", Pod()), self.gpu.of(step)
+        if gpu.count:
             pod = pod.with_more(Pod(node_selector=gpu.node_selector, tolerations=tuple(gpu.tolerations)))
-            taken |= {"/dev/shm": "gpu.shared_memory"} if gpu.shared_memory else {}
         pod = pod.with_more(self.pods.get(step, Pod()))
-        if cached:
+        if "store" in parameters:
+            pod = pod.with_volume(self.model_store_claim, self.model_store_path)
+        if "cache" in parameters:
             pod = pod.with_volume(self.cache_claim, self.cache_path)
+        taken = {"/dev/shm": "gpu.shared_memory"} if gpu.count and gpu.shared_memory else {}
         pod_settings.check_mounts(pod, step, taken)
-        if taken.get(self.model_store_path):
-            twice = [v.claim for v in pod.volumes if v.claim == self.model_store_claim]
-            check(
-                not twice,
-                f"a claim must be mounted once in {step}, and the model store is it",
-                self.model_store_claim,
-            )
         return pod
 
     def for_this_machine(self, image: str) -> "Settings":
@@ -213,8 +201,15 @@ def _merge(base: dict[str, Any], change: dict[str, Any], *, where: str) -> dict[
         if isinstance(base[key], dict) and key not in _FREE:
             merged[key] = _merge(base[key], value, where=f"{where}, {key}")
         else:
-            merged[key] = {**base[key], **value} if key == "resources" else value
+            merged[key] = _merge_steps(base[key], value) if key == "resources" else value
     return merged
+
+
+def _merge_steps(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping step by step, where a change names only what differs in a step."""
+    both = {step: (base.get(step, {}), own) for step, own in change.items()}
+    merged = {step: {**old, **own} if isinstance(own, dict) else own for step, (old, own) in both.items()}
+    return {**base, **merged}
 
 
 def _step(name: Any, *, default: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from components.check_settings import check_settings
 from components.deploy_model import deploy_model
@@ -279,10 +279,5 @@ def build(settings: Settings, *, parallelism: int | None = None) -> Any:
         )
         for task in tasks:
             place(task, settings)
-        if settings.model_store_claim:
-            for task in (checked, deployed):
-                kubernetes.mount_pvc(
-                    task, pvc_name=settings.model_store_claim, mount_path=settings.model_store_path
-                )
 
     return transfer_learning

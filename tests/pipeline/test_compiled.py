@@ -53,6 +53,15 @@ def executors(spec: PipelineSpec) -> dict[str, PipelineDeploymentConfig.Executor
     }
 
 
+def configs_of(platform: dict) -> dict[str, KubernetesExecutorConfig]:
+    """Every step's Kubernetes settings, through KFP's own message."""
+    found = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {
+        name.removeprefix("exec-"): json_format.ParseDict(content, KubernetesExecutorConfig())
+        for name, content in found.items()
+    }
+
+
 def edges(dag) -> set[tuple[str, str]]:
     return {
         (given.task_output_artifact.producer_task, name)
@@ -146,7 +155,9 @@ def test_shards_are_extracted_in_a_loop_and_gathered(spec: PipelineSpec) -> None
     assert given["num_shards"].component_input_parameter == "pipelinechannel--shards"
     merged = spec.root.dag.tasks["merge-features"].inputs.artifacts["feature_shards"]
     assert merged.task_output_artifact.producer_task == "for-loop-1"
-    assert spec.components["comp-merge-features"].input_definitions.artifacts["feature_shards"].is_artifact_list
+    assert (
+        spec.components["comp-merge-features"].input_definitions.artifacts["feature_shards"].is_artifact_list
+    )
 
 
 def test_images_resources_and_retries_come_from_the_settings(spec: PipelineSpec) -> None:
@@ -184,6 +195,18 @@ def test_the_defaults_of_fine_tuning_are_those_of_its_recipe() -> None:
     assert shared == {name: values[names.get(name, name)] for name in shared}
 
 
+def test_every_step_learns_its_image_and_its_run_and_nothing_else_of_a_cluster(tmp_path, spec) -> None:
+    _, platform = compiled(tmp_path)
+    configs = configs_of(platform)
+    assert set(configs) == TASKS
+    for name, config in configs.items():
+        assert [field.name for field, _ in config.ListFields()] == ["field_path_as_env"]
+        (run,) = config.field_path_as_env
+        assert (run.name, run.field_path) == ("GRAFTFLOW_RUN_ID", "metadata.labels['pipeline/runid']")
+        container = executors(spec)[name].container
+        assert {v.name: v.value for v in container.env} == {"GRAFTFLOW_IMAGE": container.image}
+
+
 def test_gpu_steps_are_placed_by_settings_alone(gpu) -> None:
     spec, platform = gpu
     steps = {"extract-features", "fine-tune", "generate-adversarial", "visualise-model"}
@@ -195,10 +218,9 @@ def test_gpu_steps_are_placed_by_settings_alone(gpu) -> None:
             assert "gpu" in executor.container.image
         else:
             assert not executor.container.resources.HasField("accelerator")
-    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert {name.removeprefix("exec-") for name in placed} == steps
-    for content in placed.values():
-        config = json_format.ParseDict(content, KubernetesExecutorConfig())
+    configs = configs_of(platform)
+    assert {name for name, config in configs.items() if config.tolerations} == steps
+    for config in (configs[name] for name in steps):
         assert dict(config.node_selector.labels) == {"cloud.google.com/gke-accelerator": "nvidia-tesla-t4"}
         (toleration,) = config.tolerations
         assert (toleration.key, toleration.effect) == ("nvidia.com/gpu", "NoSchedule")
@@ -218,11 +240,14 @@ def test_own_settings_change_placement(tmp_path: Path) -> None:
     )
     spec, platform = compiled(tmp_path, own)
     assert executors(spec)["fine-tune"].container.resources.accelerator.resource_count == "2"
-    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(placed) == {"exec-fine-tune", "exec-check-settings", "exec-deploy-model"}
-    assert placed["exec-fine-tune"]["nodeSelector"]["labels"] == {"pool": "a100"}
-    for step in ("exec-check-settings", "exec-deploy-model"):
-        assert placed[step]["pvcMount"][0]["mountPath"] == "/mnt/models"
+    configs = configs_of(platform)
+    assert {name for name, config in configs.items() if config.HasField("node_selector")} == {"fine-tune"}
+    assert dict(configs["fine-tune"].node_selector.labels) == {"pool": "a100"}
+    stores = {name: [m.mount_path for m in config.pvc_mount] for name, config in configs.items()}
+    assert {name: paths for name, paths in stores.items() if paths} == {
+        "check-settings": ["/mnt/models"],
+        "deploy-model": ["/mnt/models"],
+    }
     assert not spec.root.dag.tasks["fine-tune"].HasField("retry_policy")
 
 
