@@ -77,30 +77,27 @@ def _register(found: StoredLineage, given: argparse.Namespace) -> int:
 
 
 def draw(found: StoredLineage) -> None:
-    """Print a lineage as a table of two columns, in colours where the output is a terminal."""
+    """Print a lineage in two columns, in colours where the output is a terminal; long values stay whole."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    console = Console(highlight=False)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows(found):
-        table.add_row(escape(name), escape(value))
+    console = Console(highlight=False, soft_wrap=True)
+    table = list(rows(found))
+    width = max(len(name) for name, _ in table)
+    for name, value in table:
+        console.print(f"[bold]{escape(name.ljust(width))}[/]  {escape(value)}".rstrip())
     check = {
         True: f"[green]the files are as {found.recorded_in} notes them[/]",
         False: "[bold red]the files were changed[/]",
         None: "[yellow]no sha256 was noted to compare with[/]",
     }
-    table.add_row("checked", check[found.verified])
-    console.print(table)
+    console.print(f"[bold]{'checked'.ljust(width)}[/]  {check[found.verified]}")
     if found.lineage is None:
         console.print(
             "[yellow]The version has no lineage: it was not exported by a graftflow that writes one.[/]"
         )
     for warning in found.warnings:
-        console.print(f"[bold red]warning: {escape(warning)}[/]", soft_wrap=True)
+        console.print(f"[bold red]warning: {escape(warning)}[/]")
 
 
 def rows(found: StoredLineage) -> Iterator[tuple[str, str]]:
@@ -130,17 +127,20 @@ def rows(found: StoredLineage) -> Iterator[tuple[str, str]]:
         backbone = lineage["backbone"]
         yield "backbone", f"{backbone.get('name', '–')}, weights {backbone.get('weights', '–')}"
         yield "weights", f"sha256 {backbone.get('weights_sha256') or '–'}"
+        yield "parameters", ""
         yield from (("  " + name, value) for name, value in lineages.flat(lineage["parameters"]))
-        yield "validation", ", ".join(f"{n} {v:.4g}" for n, v in lineage["validation"].items()) or "–"
+        yield "validation", "" if lineage["validation"] else "–"
+        yield from (("  " + name, f"{value:.4g}") for name, value in lineage["validation"].items())
     if found.metrics:
-        yield "test", ", ".join(_figure(name, value) for name, value in found.metrics.items())
+        yield "test", ""
+        yield from (("  " + name, _figure(value)) for name, value in found.metrics.items())
     if lineage is not None:
         yield "packages", ", ".join(f"{n} {v}" for n, v in lineage.get("packages", {}).items() if v)
     yield "sha256", found.sha256
 
 
-def _figure(name: str, figure: Mapping[str, Any]) -> str:
-    text = f"{name} {figure['value']:.4g}"
+def _figure(figure: Mapping[str, Any]) -> str:
+    text = f"{figure['value']:.4g}"
     return (
         f"{text} ({figure['low']:.4g} to {figure['high']:.4g})" if {"low", "high"} <= figure.keys() else text
     )
