@@ -194,7 +194,8 @@ def _write_model(
             model, features_model, head, recipe, num_blocks, dataset_path=dataset_path, workplace=workplace
         )
         model.get_layer("backbone").trainable = False
-        summary = {"backbone": identity, **trained}
+        settings = {name: head[name] for name in ("type", "class_weight", "chosen_c") if name in head}
+        summary = {"backbone": identity, "head_settings": settings, **trained}
         if distribution.writes():
             model.save(destination / "model.keras")
             files.write_json(destination / "model.json", summary)

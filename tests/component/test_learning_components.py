@@ -142,7 +142,9 @@ def test_a_failing_component_leaves_no_artifact(artifacts, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_export_then_evaluate(artifacts, tmp_path: Path) -> None:
+def test_export_then_evaluate(artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RUN_ID", "run-7"), ("COMMIT", "c0ffee"), ("IMAGE", "graftflow:1")):
+        monkeypatch.setenv(f"GRAFTFLOW_{name}", value)
     saved_model = output(dsl.Model, tmp_path / "saved_model")
     export_model.python_func(
         dataset=dsl.Dataset(uri=str(artifacts.dataset)),
@@ -150,7 +152,19 @@ def test_export_then_evaluate(artifacts, tmp_path: Path) -> None:
         version=7,
         saved_model=saved_model,
     )
-    assert plain(saved_model.metadata)["version"] == "7"
+    metadata = plain(saved_model.metadata)
+    assert metadata["version"] == "7"
+    lineage = json.loads((tmp_path / "saved_model" / "7" / "assets.extra" / "lineage.json").read_text())
+    for name, value in (("run_id", "run-7"), ("commit", "c0ffee"), ("image", "graftflow:1")):
+        assert metadata[name] == lineage[name] == value
+    described = json.loads((artifacts.dataset / "dataset.json").read_text())
+    assert metadata["dataset_digest"] == lineage["dataset"]["digest"] == described["digest"]
+    made = json.loads((artifacts.model / "model.json").read_text())
+    assert metadata["backbone_weights_sha256"] == made["backbone"]["weights_sha256"]
+    assert lineage["parameters"]["recipe"] == made["recipe"]
+    head = json.loads((artifacts.head / "head.json").read_text())
+    assert lineage["parameters"]["head_settings"]["chosen_c"] == head["chosen_c"]
+    assert lineage["validation"]["head_accuracy"] == made["head"]["accuracy"]
     assert (tmp_path / "saved_model" / "7" / "saved_model.pb").is_file()
 
     evaluation = output(dsl.Artifact, tmp_path / "evaluation")
