@@ -52,7 +52,7 @@ def _give_resources(task: dsl.PipelineTask, resources: dict[str, str]) -> None:
 
 
 def _give_accelerators(task: dsl.PipelineTask, gpu: Gpu) -> None:
-    """Give a task its accelerators: always constants, since KFP's servers do not all resolve a parameter here."""
+    """Give a task its accelerators: constants, since some of KFP's servers ignore what a parameter says here."""
     if not gpu.count:
         return
     task.set_accelerator_type(gpu.accelerator).set_accelerator_limit(gpu.count)
