@@ -9,6 +9,7 @@ The devices of one machine work by ``tf.distribute.MirroredStrategy``, those of 
 built inside the strategy's scope.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -37,13 +38,24 @@ def strategy_of(devices: Sequence[str] = ()) -> Any:
         InputError: for a device that TensorFlow does not see, or a ``TF_CONFIG`` that cannot be read.
     """
     if num_machines() > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _strategy(())
     seen = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
     for name in devices:
         if name.removeprefix("/device:") not in seen:
             raise InputError(f"A device must be one of {', '.join(seen)}. Received: '{name}'")
     wanted = list(devices) or [name for name in seen if name.startswith("GPU:")]
-    return tf.distribute.MirroredStrategy(wanted) if len(wanted) > 1 else tf.distribute.get_strategy()
+    return _strategy(tuple(wanted)) if len(wanted) > 1 else tf.distribute.get_strategy()
+
+
+@functools.cache
+def _strategy(devices: tuple[str, ...]) -> Any:
+    """Return the strategy of some devices, or with none of all machines; in a process always the same.
+
+    A second one counts its sums from the beginning, and TensorFlow takes them for those of the first.
+    """
+    if not devices:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def num_machines() -> int:
