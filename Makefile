@@ -43,6 +43,11 @@ run: $(RUN_READY) ## Run all steps here: make run DATASET=directory:photos (RUNN
 compile: $(RUN_READY) ## Write the pipeline for a Kubeflow cluster: make compile SETTINGS=pipelines/settings.gpu.yaml
 	@$(PY) -m pipelines.compile $(call given,SETTINGS,settings) $(call given,OUTPUT,output)
 
+.PHONY: submit
+submit: $(RUN_READY) ## Run on a Kubeflow cluster: make submit SETTINGS=cluster.yaml FLAGS=--wait DATASET=...
+	@$(PY) -m pipelines.submit $(call given,SETTINGS,settings) $(call given,HOST,host) $(call given,NAMESPACE,namespace) \
+		$(call given,EXPERIMENT,experiment) $(PARAMETERS) $(FLAGS)
+
 .PHONY: compare compare-runs challenge
 compare: $(RUN_READY) ## Measure backbones side by side: make compare BACKBONES=efficientnet_lite0,resnet50
 	@$(PY) -m pipelines.run_compare $(call given,DATASET,dataset) $(call given,BACKBONES,backbones) \

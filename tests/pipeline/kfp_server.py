@@ -71,7 +71,11 @@ class FakeKfp:
     url: str = ""
     looked: threading.Event = field(default_factory=threading.Event)
 
-    # -- calls ---------------------------------------------------------------------------------------------------
+    def respond(
+        self, method: str, path: str, query: str, body: bytes, headers: Any
+    ) -> tuple[Any, ...] | None:
+        """Return an answer that comes before KFP's own: (status, content type, body, headers), or None."""
+        return None
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, content_type: str) -> Any:
         """Return the JSON of an answer; raise RefusalError for an error."""
@@ -343,6 +347,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault is not None:
             self._send(*fault)
+        elif answer := self.kfp.respond(method, parts.path, parts.query, body, self.headers):
+            self._send(*answer)
         elif parts.path in self.kfp.files:
             self._send(200, "application/octet-stream", self.kfp.files[parts.path])
         elif self.kfp.token and self.headers.get("Authorization") != f"Bearer {self.kfp.token}":

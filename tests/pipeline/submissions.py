@@ -6,10 +6,20 @@ from pathlib import Path
 import yaml
 from kfp_server import FakeKfp
 
-from pipelines import cluster, submit
+from pipelines import cluster, submit, transfer_learning
 from pipelines.pipeline_versions import compile_version
 
+_build = transfer_learning.build
+_built: dict[str, object] = {}
 _compiled: dict[str, object] = {}
+
+
+def built_once(settings):
+    """The real pipeline, once for the same settings: kfp reads the whole stack for every option of a step."""
+    key = repr(settings)
+    if key not in _built:
+        _built[key] = _build(settings)
+    return _built[key]
 
 
 @functools.wraps(compile_version)
@@ -26,6 +36,7 @@ def prepare(monkeypatch) -> None:
     for name in cluster.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(submit, "compile_version", compiled_once)
+    monkeypatch.setattr(transfer_learning, "build", built_once)
 
 
 def run(kfp: FakeKfp, *arguments: str) -> int:

@@ -184,3 +184,10 @@ def test_paths_of_the_cluster_are_not_looked_for_here(kfp):
     assert run(kfp, *paths, "--cache", "/data/cache") == 0
     (sent,) = kfp.runs.values()
     assert sent["runtime_config"]["parameters"]["dataset"] == "directory:/data/pets"
+
+
+def test_make_passes_what_its_command_line_says():
+    command = ["make", "--dry-run", "submit", "SETTINGS=my.yaml", "SEED=3", "FLAGS=--wait --no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    last = " ".join(done.stdout.replace("\\\n", " ").split())
+    assert "-m pipelines.submit --settings='my.yaml' --seed='3' --wait --no-cache" in last
