@@ -131,7 +131,8 @@ def _read_all(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
 
 def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path) as arrays:
+        # An archive that is cut leaves the file open where numpy opens it itself.
+        with path.open("rb") as file, np.load(file) as arrays:
             columns = {name: arrays[name] for name in _COLUMNS}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _unreadable(path) from error

@@ -39,8 +39,8 @@ def copies(three: list[Path], tmp_path: Path) -> list[Path]:
     return [Path(shutil.copytree(path, tmp_path / "copies" / path.name)) for path in three]
 
 
-def say(shard: Path, **changes) -> None:
-    files.write_json(shard / "shard.json", {**files.read_json(shard / "shard.json"), **changes})
+def say(folder: Path, **changes) -> None:
+    files.write_json(folder / "shard.json", {**files.read_json(folder / "shard.json"), **changes})
 
 
 def merge(folder: Path, shards: list[Path]) -> dict:
