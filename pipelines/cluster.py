@@ -252,7 +252,13 @@ def _secret_of(name: str, path: str) -> str:
             f"{name} must be a text file that can be read. Received: '{path}'"
         ) from error
     _check(bool(secret), f"{name} must hold a secret", f"'{path}', which is empty")
+    _check_printable(name, secret)
     return secret
+
+
+def _check_printable(name: str, secret: str) -> None:
+    printable = secret.isprintable() and (secret.isascii() or name.startswith("password"))
+    _check(printable, f"{name} must be one line of printable characters", "***")
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import kfp_server_api
 import requests
 
-from pipelines.kfp_api import Api, ApiError
+from pipelines.kfp_api import Api, ApiError, one_line
 
 SUCCEEDED = "SUCCEEDED"
 _ENDED = (SUCCEEDED, "FAILED", "CANCELED", "SKIPPED")
@@ -92,12 +92,12 @@ def failures_of(run: kfp_server_api.V2beta1Run, steps: Mapping[str, str]) -> lis
     for task in _details(run):
         if task.state != "FAILED" or not (name := _step(task, steps)):
             continue
-        message = " ".join(str(getattr(task.error, "message", "") or "").split())
+        message = one_line(str(getattr(task.error, "message", "") or ""))
         pods = [task.pod_name, *(child.pod_name for child in task.child_tasks or [])]
         pod = next((pod for pod in pods if pod), "")
         logs = f"logs: kubectl logs {pod} -c main" if pod else ""
         lines.append(f"{name} failed{message and ': ' + message}{logs and ' (' + logs + ')'}")
-    own = " ".join(str(getattr(run.error, "message", "") or "").split())
+    own = one_line(str(getattr(run.error, "message", "") or ""))
     return lines + ([own] if own else [])
 
 
@@ -137,7 +137,10 @@ def _fetch(api: Api, url: str, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        with requests.get(url, timeout=(10, 60), stream=True, verify=api.cluster.ca_cert or True) as answer:
+        with requests.Session() as session:
+            session.trust_env = False  # a signed address needs no .netrc
+            session.verify = api.cluster.ca_cert or True
+            answer = session.get(url, timeout=(10, 60), stream=True)
             answer.raise_for_status()
             size = 0
             with open(aside, "wb") as file:

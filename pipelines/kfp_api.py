@@ -19,6 +19,11 @@ _TIMEOUT = (10, 60)  # seconds to connect, and to read
 _HINT = "is the port-forward up? kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80"
 
 
+def one_line(text: str) -> str:
+    """Return text of a server as one line that a terminal takes for nothing but text."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 class ApiError(Exception):
     """A call that failed; the message is one line and holds no secret.
 
@@ -29,7 +34,7 @@ class ApiError(Exception):
     """
 
     def __init__(self, message: str, *, status: int = 0, transient: bool = False) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
         self.status, self.transient = status, transient
         self.refused = status in (400, 404, 409, 413, 422)
 

@@ -168,20 +168,20 @@ def submit(given: argparse.Namespace, cluster: cluster_settings.Cluster, pipelin
         package = Path(folder) / f"{version.pipeline}.yaml"
         package.write_text(version.text, encoding="utf-8")
         *ids, uploaded = api.version_id(version.pipeline, version.name, str(package), version.description)
-    print(f"{'Uploaded' if uploaded else 'Found   '} {version.pipeline}, version {version.name}")
+    _say(f"{'Uploaded' if uploaded else 'Found   '} {version.pipeline}, version {version.name}")
     run = run_of(
         version, values, name=name, experiment=experiment, ids=(ids[0], ids[1]), schedule=given.schedule or ""
     )
     if given.schedule:
         recurring_id = api.create_recurring_run(run)
-        print(f"Schedule {cluster.page(f'recurringrun/details/{recurring_id}')} ({given.schedule})")
+        _say(f"Schedule {cluster.page(f'recurringrun/details/{recurring_id}')} ({given.schedule})")
         return 0
     run_id = api.create_run(run)
-    print(f"Run      {cluster.page(f'runs/details/{run_id}')}")
+    _say(f"Run      {cluster.page(f'runs/details/{run_id}')}")
     if given.wait:
         return wait(api, run_id, given, pipeline)
     same = f"--settings {given.settings}" if given.settings else f"--host {cluster.host}"
-    print(f"Follow   python -m pipelines.submit {same} --follow {run_id}")
+    _say(f"Follow   python -m pipelines.submit {same} --follow {run_id}")
     return 0
 
 
@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster = cluster_settings.load(given.settings, os.environ, flags)
         if given.cancel:
             Api(cluster).terminate_run(given.cancel)
-            print(f"Cancelling {cluster.page(f'runs/details/{given.cancel}')}")
+            _say(f"Cancelling {cluster.page(f'runs/details/{given.cancel}')}")
             return 0
         if given.follow:
             return wait(Api(cluster), given.follow, given, pipeline)

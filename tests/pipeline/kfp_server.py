@@ -75,7 +75,6 @@ class FakeKfp:
         self, method: str, path: str, query: str, body: bytes, headers: Any
     ) -> tuple[Any, ...] | None:
         """Return an answer that comes before KFP's own: (status, content type, body, headers), or None."""
-        return None
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, content_type: str) -> Any:
         """Return the JSON of an answer; raise RefusalError for an error."""
@@ -97,12 +96,9 @@ class FakeKfp:
             ("GET", "/experiments"): (lists, self._list_experiments),
             ("POST", "/experiments"): ((), self._create_experiment),
             ("GET", "/pipelines"): (lists, self._list_pipelines),
-            ("POST", "/pipelines/upload"): (
-                ("name", "display_name", "description", "namespace"),
-                self._upload,
-            ),
+            ("POST", "/pipelines/upload"): (("name", "description", "namespace"), self._upload),
             ("POST", "/pipelines/upload_version"): (
-                ("name", "display_name", "pipelineid", "description"),
+                ("name", "pipelineid", "description"),
                 self._upload_version,
             ),
             ("GET", "/pipelines/([^/]+)/versions"): (lists, self._list_versions),
@@ -262,8 +258,8 @@ def read(body: bytes, model: str) -> Any:
     """Return a body as a model of kfp's client; raise RefusalError for a field or a type that it does not have."""
     try:
         content = json.loads(body)
-    except ValueError as error:
-        raise RefusalError(400, "invalid JSON") from error
+    except ValueError:
+        raise RefusalError(400, "invalid JSON") from None
     _check(content, model, model)
     return kfp_server_api.ApiClient().deserialize(SimpleNamespace(data=body), model)
 
@@ -316,7 +312,7 @@ def _package(body: bytes, content_type: str) -> dict[str, Any]:
     )
     parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
     if set(parts) != {"uploadfile"} or not (parts["uploadfile"].get_filename() or "").endswith(".yaml"):
-        raise RefusalError(400, "the form must hold a YAML file: uploadfile")
+        raise RefusalError(400, "no YAML file")
     spec = next(yaml.load_all(parts["uploadfile"].get_payload(decode=True), yaml.CSafeLoader))
     json_format.ParseDict(spec, PipelineSpec())
     return spec

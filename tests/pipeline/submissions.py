@@ -11,7 +11,7 @@ from pipelines.pipeline_versions import compile_version
 
 _build = transfer_learning.build
 _built: dict[str, object] = {}
-_compiled: dict[str, object] = {}
+compiled: dict[str, object] = {}
 
 
 def built_once(settings):
@@ -26,9 +26,9 @@ def built_once(settings):
 def compiled_once(*arguments, **options):
     """The real compilation, once for the same arguments."""
     key = repr((arguments, options))
-    if key not in _compiled:
-        _compiled[key] = compile_version(*arguments, **options)
-    return _compiled[key]
+    if key not in compiled:
+        compiled[key] = compile_version(*arguments, **options)
+    return compiled[key]
 
 
 def prepare(monkeypatch) -> None:

@@ -1,13 +1,15 @@
 """Submitting to a cluster: what is sent, in which order of settings, and what is refused before."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from kfp_server import FakeKfp, serving
-from submissions import one_line, prepare, run, settings_file
+from submissions import compiled, compiled_once, one_line, prepare, run, settings_file
 
+from pipelines import settings as settings_module
 from pipelines import submit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +149,7 @@ def test_a_dry_run_needs_no_network_and_shows_no_secret(capsys, monkeypatch):
         (["--auth", "token"], "auth 'token' needs a token: GRAFTFLOW_TOKEN or token_file"),
         (["--auth", "dex", "--user", "me"], "auth 'dex' needs a password: GRAFTFLOW_PASSWORD"),
         (["--auth", "service-account"], "needs a projected token"),
-        (["--token", "a\nb"], "a token must be one line"),
+        (["--token", "a\nb"], "token must be one line"),
         (["--settings", "/nowhere.yaml"], "The settings file must exist"),
     ],
 )
@@ -186,8 +188,45 @@ def test_paths_of_the_cluster_are_not_looked_for_here(kfp):
     assert sent["runtime_config"]["parameters"]["dataset"] == "directory:/data/pets"
 
 
+def test_the_example_of_the_settings_says_what_it_seems_to(capsys, monkeypatch):
+    prepare(monkeypatch)
+    assert (
+        submit.main(["--settings", str(ROOT / "pipelines" / "settings.cluster.example.yaml"), "--dry-run"])
+        == 0
+    )
+    request = json.loads(capsys.readouterr().out)
+    assert (request["host"], request["credentials"]) == ("http://localhost:8080/apis/v2beta1", "none")
+    assert request["run"]["runtime_config"]["parameters"]["dataset"] == "closeups"
+
+
 def test_make_passes_what_its_command_line_says():
     command = ["make", "--dry-run", "submit", "SETTINGS=my.yaml", "SEED=3", "FLAGS=--wait --no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     last = " ".join(done.stdout.replace("\\\n", " ").split())
     assert "-m pipelines.submit --settings='my.yaml' --seed='3' --wait --no-cache" in last
+
+
+def test_a_version_is_named_by_the_commit_and_a_changed_checkout_by_its_digest_too(kfp, tmp_path):
+    def named(**options):
+        return compiled_once(settings_module.load(), root=tmp_path, **{"changed": False, **options}).name
+
+    def git(*arguments):
+        who = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.org"]
+        command = ["git", *who, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    digest = named().removeprefix("source-")
+    assert re.fullmatch("[0-9a-f]{8}", digest)
+    git("init")
+    (tmp_path / "code.py").write_text("1", encoding="utf-8")
+    git("add", "code.py")
+    git("commit", "--message", "Begin")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    compiled.clear()
+    assert named() == commit
+    assert named(changed=True) == f"{commit}-{digest}"
+    (tmp_path / "code.py").write_text("2", encoding="utf-8")
+    compiled.clear()
+    assert named() == f"{commit}-dirty-{digest}"

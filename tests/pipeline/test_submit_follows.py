@@ -11,7 +11,7 @@ import pytest
 from kfp_server import FakeKfp, Snapshot, serving
 from submissions import one_line, prepare, run
 
-from pipelines import submit
+from pipelines import follow, submit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,6 +59,19 @@ def test_waiting_tells_each_change_once_and_the_results_at_the_end(kfp, capsys, 
     report = tmp_path / "runs" / "cluster" / f"{run_id}.html"
     assert f"report: {report}" in out
     assert report.read_bytes() == b"<html>report</html>"
+
+
+def test_a_long_step_is_told_again_now_and_then(kfp, capsys, monkeypatch):
+    monkeypatch.setattr(follow, "_HEARTBEAT", 0.02)
+    kfp.script = [Snapshot("RUNNING", {"fine-tune": "RUNNING"})] * 9 + [Snapshot("SUCCEEDED")]
+    assert run(kfp, "--wait") == 0
+    assert "running: fine-tune\n" in capsys.readouterr().out
+
+
+def test_what_a_server_says_cannot_move_the_terminal(kfp, capsys):
+    kfp.faults["*"] = [(503, "application/json", b'{"message": "\\u001b[2Jgone"}')]
+    assert run(kfp) == 3
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_a_server_without_artifacts_gets_the_pages_of_them(kfp, capsys):
