@@ -45,8 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_two_devices_train_what_one_trains(trained: Path, case: str) -> None:
     one, two = (np.load(trained / f"{case}-{count}.npz") for count in (1, 2))
-    # 16 bits have 11 of mantissa; a sign that turns moves a pixel by a whole step.
-    tolerance = {"float16": 2e-3, "fgsm": 1e-4, "pgd": 1e-4}.get(case, 2e-5)
+    # 16 bits have 11 of mantissa, and Adam's first steps go by the sign alone.
+    tolerance = {"float16": 2e-2, "fgsm": 1e-4, "pgd": 1e-4}.get(case, 2e-5)
     assert set(one.files) == set(two.files)
     for name in set(one.files) - {"history"}:
         np.testing.assert_allclose(two[name], one[name], atol=tolerance, err_msg=name)
