@@ -4,10 +4,10 @@ The seconds until N pictures have features, in n shards that run at once, each i
 
     T(n) = pod + start + read + N / (n · rate) + gather(n)
 
-``pod`` is the wait for the pod and its image; ``start`` Python, TensorFlow, the backbone and its folding; ``read`` the
-records, which every shard passes over to find its own; ``rate`` pictures a second through the backbone. ``start + read``
-is measured with a shard of one picture, ``rate`` with one shard of all. T(2), T(4), … are then predictions, and what
-they are compared with is the longest of n shards that run one after another, each in a process of its own.
+``pod`` is the wait for the pod and its image; ``start`` Python, TensorFlow, the backbone and its folding; ``read``
+the records, which every shard passes over to find its own; ``rate`` pictures a second through the backbone. A shard
+of one picture gives ``start + read``, one of all pictures ``rate``. T(2), T(4), … are then predictions; they are
+compared with the longest of n shards that run one after another, each in a process of its own.
 """
 
 import argparse
