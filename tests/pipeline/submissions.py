@@ -14,11 +14,11 @@ _built: dict[str, object] = {}
 compiled: dict[str, object] = {}
 
 
-def built_once(settings):
+def built_once(settings, **options):
     """The real pipeline, once for the same settings: kfp reads the whole stack for every option of a step."""
-    key = repr(settings)
+    key = repr((settings, options))
     if key not in _built:
-        _built[key] = _build(settings)
+        _built[key] = _build(settings, **options)
     return _built[key]
 
 
