@@ -85,7 +85,8 @@ def draw(found: StoredLineage) -> None:
     table = list(rows(found))
     width = max(len(name) for name, _ in table)
     for name, value in table:
-        console.print(f"[bold]{escape(name.ljust(width))}[/]  {escape(value)}".rstrip())
+        text = f"{name.ljust(width)}[/]  {escape(value)}" if value else f"{name}[/]"
+        console.print(f"[bold]{text}")
     check = {
         True: f"[green]the files are as {found.recorded_in} notes them[/]",
         False: "[bold red]the files were changed[/]",

@@ -189,6 +189,11 @@ def test_a_version_without_lineage_or_history_says_so(tmp_path, capsys):
     assert (found.version, found.metrics, found.verified) == (2, {"accuracy": {"value": 0.5}}, None)
 
 
+def test_to_read_a_lineage_loads_no_tensorflow():
+    code = "import sys, graftflow.lineage_commands, graftflow.model_registry; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 def test_a_table_for_people_and_json_for_programs(tmp_path, export):
     store = str(tmp_path / "store")
     put_in_store(store, export)
