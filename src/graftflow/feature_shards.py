@@ -141,9 +141,7 @@ def _load(path: Path) -> dict[str, npt.NDArray[Any]]:
     return columns
 
 
-def _gather(
-    parts: Sequence[Mapping[str, npt.NDArray[Any]]], split: str, count: int
-) -> dict[str, npt.NDArray[Any]]:
+def _gather(parts: Sequence[Mapping[str, npt.NDArray[Any]]], split: str, count: int) -> dict[str, Any]:
     """Put the rows of all parts at their places ``(count,)``."""
     places = np.concatenate([part["places"] for part in parts])
     if not np.array_equal(np.sort(places), np.arange(count)):
@@ -153,7 +151,7 @@ def _gather(
             f"{len(places)} rows, {int((rows == 0).sum())} pictures without one, "
             f"{int((rows > 1).sum())} with more"
         )
-    gathered = {}
+    gathered: dict[str, Any] = {}
     for name in ("features", "labels", "paths"):
         # The dtype of paths is as wide as the longest: an empty part's must not count.
         columns = [part[name] for part in parts if len(part[name])]

@@ -93,7 +93,7 @@ def write_features(
         InputError: for an unknown backbone, weights that do not fit it, or a cache that cannot be written.
     """
 
-    def save(split: str, rows: dict[str, npt.NDArray[Any]]) -> None:
+    def save(split: str, rows: dict[str, Any]) -> None:
         del rows["places"]
         np.savez(Path(destination) / f"{split}.npz", **rows)
 
@@ -139,7 +139,7 @@ def write_feature_shard(
         InputError: as :func:`write_features`, or for a shard that is none of ``num_shards``.
     """
 
-    def save(split: str, rows: dict[str, npt.NDArray[Any]]) -> None:
+    def save(split: str, rows: dict[str, Any]) -> None:
         np.savez(Path(destination) / f"{split}.npz", **rows)
 
     part = Shard(shard, num_shards)
@@ -158,7 +158,7 @@ def write_feature_shard(
 
 
 def _extract(
-    save: Callable[[str, dict[str, npt.NDArray[Any]]], None],
+    save: Callable[[str, dict[str, Any]], None],
     *,
     dataset_path: str | Path,
     backbone: str,
