@@ -46,7 +46,7 @@ for target in $targets; do
     [[ $target == cpu || $target == gpu ]] || fail "TARGETS must be of cpu, gpu. Received: '$target'"
 done
 commit=$(git rev-parse HEAD 2>/dev/null) || fail "The images are named after the git commit. Received: a folder without one"
-tag=$(git rev-parse --short=12 HEAD)
+tag=${commit:0:12}
 if [[ -n $(git status --porcelain) ]]; then
     commit+=-dirty
     tag+=-dirty

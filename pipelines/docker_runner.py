@@ -90,7 +90,7 @@ def image_of_commit(root: Path = ROOT) -> str:
 
     try:
         dirty = "-dirty" if git("status", "--porcelain") else ""
-        return f"graftflow-python-cpu:{git('rev-parse', '--short=12', 'HEAD')}{dirty}"
+        return f"graftflow-python-cpu:{git('rev-parse', 'HEAD')[:12]}{dirty}"
     except (OSError, subprocess.CalledProcessError) as error:
         raise RunnerError(
             f"The image's name comes from the git commit. Received: '{root}' without one (pass --image)"
@@ -178,8 +178,12 @@ def make_runner(place: Place, user: str, environment: Mapping[str, str] = os.env
         user: ``uid:gid``; its own files are the only ones that it can write.
         environment: of this process, of which the steps are told what they need.
     """
+    owner, _, group = user.partition(":")
     for folder in place.folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            if os.getuid() == 0 and owner.isdecimal() and group.isdecimal():
+                os.chown(folder, int(owner), int(group))
     told = {
         # An unknown number has no name, which some libraries ask for.
         "USER": "graftflow",
