@@ -1,6 +1,7 @@
 """Which Kubeflow Pipelines a run is sent to, and who sends it: settings file, then environment, then flags."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ FILE_KEYS = (
     "user",
     "password_file",
     "ca_cert",
+    "service_account",
 )
 # Environment variables; of several for one field the last that is set wins.
 ENVIRONMENT = {
@@ -42,9 +44,12 @@ ENVIRONMENT = {
     "GRAFTFLOW_PASSWORD": "password",
     "GRAFTFLOW_PASSWORD_FILE": "password_file",
     "GRAFTFLOW_CA_CERT": "ca_cert",
+    "GRAFTFLOW_SERVICE_ACCOUNT": "service_account",
 }
 _FILES = ("token_file", "cookie_file", "password_file", "ca_cert")
 _SECRETS = ("token", "cookie", "password")
+# RFC 1123, as Kubernetes has it for names of objects.
+_ACCOUNT = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 class ClusterSettingsError(ValueError):
@@ -65,6 +70,7 @@ class Cluster:
         cookie: e.g. ``authservice_session=…`` or ``oauth2_proxy_kubeflow=…``.
         user: of Dex, with ``password``.
         ca_cert: file of the certificate authority, PEM; empty for the public ones.
+        service_account: that the run's pods have, e.g. one with a cloud's workload identity; empty for KFP's default.
     """
 
     host: str
@@ -78,6 +84,7 @@ class Cluster:
     user: str = ""
     password: str = field(default="", repr=False)
     ca_cert: str = ""
+    service_account: str = ""
 
     def page(self, fragment: str) -> str:
         """Return the address of a page of KFP's UI, e.g. of ``runs/details/1``."""
@@ -169,6 +176,12 @@ def _complete(values: dict[str, str]) -> Cluster:
         _check(
             values.get(name, "").isprintable(), f"a {name} must be one line of printable characters", "***"
         )
+    account = values.get("service_account", "")
+    _check(
+        not account or _ACCOUNT.fullmatch(account) is not None,
+        "service_account must be the name of one in the run's namespace: small letters, digits, - and .",
+        account,
+    )
     return Cluster(
         host=host,
         ui=_address("ui", values["ui"]) if values.get("ui") else "",
@@ -177,7 +190,7 @@ def _complete(values: dict[str, str]) -> Cluster:
         auth=auth,
         **{
             name: values.get(name, "")
-            for name in ("token", "token_file", "cookie", "user", "password", "ca_cert")
+            for name in ("token", "token_file", "cookie", "user", "password", "ca_cert", "service_account")
         },
     )
 

@@ -45,9 +45,9 @@ def default_of(spec: Any) -> Any:
 
 
 def defaults(pipeline: Any) -> dict[str, Any]:
-    """Return every parameter's default."""
+    """Return every parameter's default, in the order of the signature."""
     parameters = pipeline.pipeline_spec.root.input_definitions.parameters
-    return {name: default_of(spec) for name, spec in parameters.items()}
+    return {name: default_of(parameters[name]) for name in pipeline.component_spec.inputs}
 
 
 def refuse_rewritten(values: dict[str, Any]) -> None:

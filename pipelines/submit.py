@@ -44,6 +44,7 @@ _CLUSTER_FLAGS = (
     "user",
     "password_file",
     "ca_cert",
+    "service_account",
 )
 
 
@@ -85,6 +86,7 @@ def parser_of(pipeline: Any) -> argparse.ArgumentParser:
     where.add_argument("--user", help="of Dex; the password is in GRAFTFLOW_PASSWORD or --password-file")
     where.add_argument("--password-file", metavar="FILE", help="holds Dex's password")
     where.add_argument("--ca-cert", metavar="FILE", help="certificate authority of the host, PEM")
+    where.add_argument("--service-account", metavar="NAME", help="of the run's pods (default: KFP's)")
     what = parser.add_argument_group("the submission")
     what.add_argument("--run-name", help="default: the pipeline's name, the version and the time")
     what.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
@@ -111,6 +113,7 @@ def run_of(
     experiment: str,
     ids: tuple[str, str],
     schedule: str = "",
+    service_account: str = "",
 ) -> Any:
     """Return the run, or with a schedule the recurring run, as kfp's model of the request."""
     common = {
@@ -122,6 +125,8 @@ def run_of(
         ),
         "runtime_config": kfp_server_api.V2beta1RuntimeConfig(parameters=values),
     }
+    if service_account:
+        common["service_account"] = service_account
     if not schedule:
         return kfp_server_api.V2beta1Run(**common)
     return kfp_server_api.V2beta1RecurringRun(
@@ -157,10 +162,20 @@ def submit(given: argparse.Namespace, cluster: cluster_settings.Cluster, pipelin
             file=sys.stderr,
         )
     api = None if given.dry_run else Api(cluster)  # a cluster that cannot be reached is told before any work
+    if settings.cache_claim and not values["cache"]:
+        values["cache"] = settings.cache_path
     version = compile_version(settings, changed=_changed(given.settings), caching=not given.no_cache)
     name = given.run_name or f"{version.pipeline} {version.name} {datetime.now():%Y-%m-%d %H:%M:%S}"
     if api is None:
-        run = run_of(version, values, name=name, experiment="(its id)", ids=("(its id)", "(its id)"))
+        run = run_of(
+            version,
+            values,
+            name=name,
+            experiment="(its id)",
+            ids=("(its id)", "(its id)"),
+            schedule=given.schedule or "",
+            service_account=cluster.service_account,
+        )
         _dry_run(cluster, version, run)
         return 0
     experiment = api.experiment_id(cluster.experiment)
@@ -170,7 +185,13 @@ def submit(given: argparse.Namespace, cluster: cluster_settings.Cluster, pipelin
         *ids, uploaded = api.version_id(version.pipeline, version.name, str(package), version.description)
     _say(f"{'Uploaded' if uploaded else 'Found   '} {version.pipeline}, version {version.name}")
     run = run_of(
-        version, values, name=name, experiment=experiment, ids=(ids[0], ids[1]), schedule=given.schedule or ""
+        version,
+        values,
+        name=name,
+        experiment=experiment,
+        ids=(ids[0], ids[1]),
+        schedule=given.schedule or "",
+        service_account=cluster.service_account,
     )
     if given.schedule:
         recurring_id = api.create_recurring_run(run)

@@ -98,6 +98,23 @@ def test_flags_win_over_the_environment_and_that_over_the_file(kfp, tmp_path, mo
     assert (first["learning_rate"], first["min_accuracy"], first["backbone"]) == (1e-4, 1.0, "vgg16")
 
 
+def test_pods_get_the_service_account_and_the_cache_volume_that_the_settings_name(kfp, tmp_path):
+    given = settings_file(
+        tmp_path,
+        cluster={"service_account": "from-file"},
+        cache_volume={"claim": "cache", "mount_path": "/mnt/kept"},
+    )
+    assert run(kfp, "--settings", given) == 0
+    assert run(kfp, "--settings", given, "--service-account", "trainer", "--cache", "/data/cache") == 0
+    assert run(kfp, "--settings", given, "--schedule", "@daily") == 0
+    first, second = kfp.runs.values()
+    assert (first["service_account"], second["service_account"]) == ("from-file", "trainer")
+    caches = [sent["runtime_config"]["parameters"]["cache"] for sent in (first, second)]
+    assert caches == ["/mnt/kept", "/data/cache"]
+    (recurring,) = kfp.recurring.values()
+    assert recurring["service_account"] == "from-file"
+
+
 def test_a_schedule_is_sent_in_kfps_six_fields(kfp, capsys):
     assert run(kfp, "--schedule", "0 3 * * *") == 0
     (sent,) = kfp.recurring.values()
@@ -150,6 +167,7 @@ def test_a_dry_run_needs_no_network_and_shows_no_secret(capsys, monkeypatch):
         (["--auth", "dex", "--user", "me"], "auth 'dex' needs a password: GRAFTFLOW_PASSWORD"),
         (["--auth", "service-account"], "needs a projected token"),
         (["--token", "a\nb"], "token must be one line"),
+        (["--service-account", "My_Account"], "service_account must be the name of one"),
         (["--settings", "/nowhere.yaml"], "The settings file must exist"),
     ],
 )
