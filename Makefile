@@ -48,6 +48,11 @@ submit: $(RUN_READY) ## Run on a Kubeflow cluster: make submit SETTINGS=cluster.
 	@$(PY) -m pipelines.submit $(call given,SETTINGS,settings) $(call given,HOST,host) $(call given,NAMESPACE,namespace) \
 		$(call given,EXPERIMENT,experiment) $(PARAMETERS) $(FLAGS)
 
+.PHONY: train-job
+train-job: $(RUN_READY) ## Fine-tune on several machines: make train-job NODES=4 NAMESPACE=team FLAGS="-- --epochs 8"
+	@$(PY) -m pipelines.train_job $(call given,NODES,nodes) $(call given,GPUS,gpus) $(call given,IMAGE,image) \
+		$(call given,NAMESPACE,namespace) $(FLAGS)
+
 .PHONY: compare compare-runs challenge
 compare: $(RUN_READY) ## Measure backbones side by side: make compare BACKBONES=efficientnet_lite0,resnet50
 	@$(PY) -m pipelines.run_compare $(call given,DATASET,dataset) $(call given,BACKBONES,backbones) \

@@ -179,7 +179,7 @@ def _write_model(
             f"({head['backbone']['weights']}, {head['backbone']['weights_sha256'][:12]}…). "
             f"Received: '{weights}' ({identity['weights_sha256'][:12]}…)"
         )
-    modules = (activations, adversarial_training, augmentation, fine_tuning)
+    modules = (activations, adversarial_training, augmentation, distribution, fine_tuning)
     facts = {
         **cache_facts(identity),
         "code": [inspect.getsource(module) for module in modules],
