@@ -111,9 +111,13 @@ def connect() -> Any:
     host = os.environ.get("DOCKER_HOST", f"unix://{SOCKETS[0]}")
     client = None
     try:
+        if host.startswith("unix://"):
+            Path(host.removeprefix("unix://")).stat()
         client = docker.from_env()
         client.ping()
-    except Exception as error:  # a refused connection, a broken address, a server that is none
+    except (
+        Exception
+    ) as error:  # a missing socket, a refused connection, a broken address, a server that is none
         if client is not None:
             client.close()
         raise RunnerError(
