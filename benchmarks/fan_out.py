@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ def timed(code: str, *arguments: object) -> dict[str, float]:
 
 def measure(
     dataset: Path, pictures: int, shards: Sequence[int], folder: Path, backbone: str
-) -> dict[str, Any]:
-    """Run every number of shards, one shard after another; returns their seconds, and those of the gathers."""
+) -> Iterator[dict[str, Any]]:
+    """Run every number of shards, one shard after another; yields all that is measured after each number."""
 
     def extract(number: int, total: int) -> dict[str, float]:
         place = folder / f"{number}-of-{total}"
@@ -109,7 +109,7 @@ def measure(
         place.mkdir()
         parts = [folder / f"{number}-of-{total}" for number in range(total)]
         measured["gather"][total] = timed(_GATHER, place, *parts)
-    return measured
+        yield measured
 
 
 def fit(measured: dict[str, Any], pictures: int, clock: str, *, pod: float, cold: float) -> CostModel:
@@ -183,17 +183,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["counts"]
         pictures = sum(sum(classes.values()) for classes in counts.values())
         print(f"{pictures} pictures, {given.backbone}, {given.clock} seconds", flush=True)
-        measured = measure(dataset, pictures, shards, folder, given.backbone)
-    model = fit(measured, pictures, given.clock, pod=given.pod_seconds, cold=given.pull_seconds)
-    rows = compare(model, measured, pictures, given.clock)
+        for measured in measure(dataset, pictures, shards, folder, given.backbone):
+            model = fit(measured, pictures, given.clock, pod=given.pod_seconds, cold=given.pull_seconds)
+            rows = compare(model, measured, pictures, given.clock)
+            if given.output:
+                figures = {"pictures": pictures, "backbone": given.backbone, "clock": given.clock,
+                           "model": asdict(model), "rows": rows, "measured": measured}  # fmt: skip
+                given.output.parent.mkdir(parents=True, exist_ok=True)
+                given.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(f"\nstart + read {model.fixed:.1f} s, {model.rate:.0f} pictures/s, gather {model.gather:.2f} s")
     asked = CostModel(**{**asdict(model), "rate": given.rate or model.rate})
     tell(asked, rows, shards)
-    if given.output:
-        figures = {"pictures": pictures, "backbone": given.backbone, "clock": given.clock, "model": asdict(model),
-                   "rows": rows, "measured": measured}  # fmt: skip
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
