@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from graftflow import push_checks, releases, server_processes
+from graftflow import push_checks, releases, server_processes, stored_lineages
 from graftflow.errors import InputError
 from graftflow.files import read_json, write_json
 from graftflow.push_checks import check_push, read_predictions
@@ -69,6 +69,7 @@ def test_a_version_that_answers_as_evaluated_becomes_stable(pushed, store):
         "model_name": "toy",
         "label": "stable",
         "previous": "2",
+        "lineage": None,
     }
     assert validation["pictures"] == 8
     assert validation["largest_difference"] == max(validation["rest"], validation["grpc"]) <= 1e-5
@@ -76,6 +77,9 @@ def test_a_version_that_answers_as_evaluated_becomes_stable(pushed, store):
     stable, before = releases.list_versions(store=str(store), model_name="toy")
     assert (stable.version, stable.label, stable.accuracy) == (3, "stable", 1.0)
     assert before.note == "loaded for a rollback"
+    found = stored_lineages.find("toy", store=str(store))
+    assert (found.version, found.verified, found.recorded_in) == (3, True, "releases.json")
+    assert found.metrics == read_json(pushed.evaluation / "evaluation.json")["metrics"]
     assert children(os.getpid()) == []
 
 
