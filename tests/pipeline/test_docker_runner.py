@@ -274,7 +274,7 @@ def run_step(tmp_path: Path, script: str) -> None:
 
 
 # What a component does last: a file beside its artifacts, at the path that kfp's JSON names.
-OUTPUTS = """file=${2##*'"outputFile": "'}; file=${file%%'"'*}; mkdir -p "${file%/*}"; echo {} > "$file" """
+OUTPUTS = """file=${2##*'"outputFile": "'}; file=${file%%'"'*}; /bin/mkdir -p "${file%/*}"; echo {} > "$file" """
 
 
 def containers(host: str) -> list[str]:
