@@ -74,21 +74,35 @@ def train(
         weights: the backbone's weights.
         num_blocks: how many of the last blocks train.
         recipe: how.
+
+    Raises:
+        InputError: for a setting or an artifact that is wrong.
+        ConnectionError: another machine was lost.
     """
+    import tensorflow as tf
+
+    from graftflow import distribution
     from graftflow.files import atomic_directory
     from graftflow.training import figures_of, write_model
 
     with tempfile.TemporaryDirectory(prefix="worker-") as own:
         written = Path(own) / "model"
         written.mkdir()
-        summary = write_model(
-            written,
-            dataset_path=dataset_path,
-            head_path=head_path,
-            weights=weights,
-            num_blocks=num_blocks,
-            recipe=recipe,
-        )
+        try:
+            summary = write_model(
+                written,
+                dataset_path=dataset_path,
+                head_path=head_path,
+                weights=weights,
+                num_blocks=num_blocks,
+                recipe=recipe,
+            )
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
+            if distribution.num_machines() == 1:
+                raise
+            raise ConnectionError(
+                f"All machines must train to the end. Received: {' '.join(error.message.split())[:300]}"
+            ) from error
         if not any(written.iterdir()):
             return "trained; the first machine writes the model"
         with atomic_directory(output) as folder:
@@ -114,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for a setting or an artifact that is wrong."""
+    """Run the command line; returns the exit code: 0, 1 where a machine was lost, 2 for wrong settings or artifacts."""
     given = build_parser().parse_args(arguments)
     try:
         recipe = recipe_of(given)
@@ -133,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ConnectionError) else 2
     print(done, flush=True)
     return 0
 

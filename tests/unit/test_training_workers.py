@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,34 @@ def test_two_machines_write_one_model_the_same_as_one_machine_s(artifacts, tmp_p
     assert (tmp_path / "0" / "model.keras").stat().st_size == pytest.approx(
         (tmp_path / "alone" / "model.keras").stat().st_size, rel=0.01
     )
+
+
+def test_a_machine_that_is_lost_ends_the_others_and_no_model_is_written(artifacts, tmp_path: Path) -> None:
+    options = ["--num-blocks=1", "--epochs=2000", "--patience=2000", "--learning-rate=1e-6", "--batch-size=8"]
+    options += [
+        f"--dataset={artifacts.dataset}",
+        f"--head={artifacts.head}",
+        f"--output={tmp_path / 'model'}",
+    ]
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    told = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+    first, second = (start(options, TF_CONFIG=text) for text in told)
+    slow = threading.Timer(300, second.kill)
+    slow.start()
+    try:
+        for line in second.stdout:
+            if "epoch 2 of" in line:
+                break
+        second.kill()
+        _, errors = first.communicate(timeout=120)
+    finally:
+        slow.cancel()
+        for worker in (first, second):
+            worker.kill()
+            worker.communicate()
+    assert first.returncode == 1, errors[-2000:]
+    assert errors.splitlines()[-1].startswith("error: All machines must train to the end. Received: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pod_of_an_indexed_job_knows_all_machines_and_its_own_number() -> None:
