@@ -240,8 +240,10 @@ class TruthfulHandler(docker_task_handler.DockerTaskHandler):  # type: ignore[mi
         _live[container.id] = container
         try:
             container.start()
-            print_lines(container.logs(stream=True, follow=True))
+            printed = print_lines(container.logs(stream=True, follow=True))
             code = int(container.wait()["StatusCode"])
+            # Podman may end the stream before a container's last words.
+            print_lines(iter([container.logs()[printed:]]))
             container.reload()
             return code, bool(container.attrs["State"].get("OOMKilled"))
         finally:
@@ -252,15 +254,17 @@ class TruthfulHandler(docker_task_handler.DockerTaskHandler):  # type: ignore[mi
         return {}
 
 
-def print_lines(chunks: Iterator[bytes]) -> None:
-    """Print what arrives in pieces of any length as whole lines."""
-    rest = b""
+def print_lines(chunks: Iterator[bytes]) -> int:
+    """Print what arrives in pieces of any length as whole lines; returns the number of bytes."""
+    rest, count = b"", 0
     for chunk in chunks:
+        count += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             print(line.decode(errors="replace"))
     if rest:
         print(rest.decode(errors="replace"))
+    return count
 
 
 def outputs_of(command: Sequence[str]) -> Path | None:

@@ -215,10 +215,9 @@ def socket(tmp_path_factory) -> Iterator[str]:
             pytest.skip(f"podman cannot run containers here: {getattr(error, 'stderr', error)}")
 
     with tarfile.open(folder / "shell.tar", "w") as tar:
-        libraries = subprocess.run(
-            ["ldd", "/bin/sh"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        for file in ["/bin/sh", *(word for word in libraries if word.startswith("/"))]:
+        programs = ["/bin/sh", "/bin/mkdir"]
+        told = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=True).stdout.split()
+        for file in {*programs, *(word for word in told if word.startswith("/") and not word.endswith(":"))}:
             tar.add(Path(file).resolve(), arcname=file)
         for name in ("tmp", "proc", "dev", "sys", "etc"):
             entry = tarfile.TarInfo(name)
@@ -274,7 +273,9 @@ def run_step(tmp_path: Path, script: str) -> None:
 
 
 # What a component does last: a file beside its artifacts, at the path that kfp's JSON names.
-OUTPUTS = """file=${2##*'"outputFile": "'}; file=${file%%'"'*}; /bin/mkdir -p "${file%/*}"; echo {} > "$file" """
+OUTPUTS = (
+    """file=${2##*'"outputFile": "'}; file=${file%%'"'*}; /bin/mkdir -p "${file%/*}"; echo {} > "$file" """
+)
 
 
 def containers(host: str) -> list[str]:
