@@ -169,6 +169,7 @@ def test_every_step_in_its_container_finds_what_a_run_without_containers_finds(
 ) -> None:
     subprocess.run(["cp", "-r", picture_folder, place / f"pictures-{target}"], check=True)
     pictures = place / f"pictures-{target}"
+    subprocess.run(["chmod", "-R", "a+rX", pictures], check=True)
     contained = whole_run(
         place, pictures, f"in-{target}", "--runner=docker", f"--image={images[target]}", f"--user={USER}",
         DOCKER_HOST=socket, CONTAINERS_CONF=ENVIRONMENT["CONTAINERS_CONF"],
