@@ -14,7 +14,9 @@ fi
 if podman image exists "$name"; then exit; fi
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
-debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" \
-    ${DEBIAN_MIRROR:-} >&2
+# From where apt has bookworm on this machine, or else debootstrap's own choice.
+mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 2>/dev/null |
+    awk '$1 == "bookworm" && !found {print $2; found = 1}')}
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" ${mirror:+"$mirror"} >&2
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
 tar -C "$root" -c . | podman import - "$name" >&2
