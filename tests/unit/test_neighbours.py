@@ -49,7 +49,7 @@ def test_pictures_that_are_not_there_are_named(tmp_path: Path, artifacts: Artifa
         )
     with pytest.raises(InputError, match="The train split must hold .* Missing: 'brick/none.png'"):
         read_by_path(artifacts.dataset, "train", ["brick/none.png"])
-    with pytest.raises(InputError, match="must hold test.npz, as extract_features writes it"):
+    with pytest.raises(InputError, match="must hold test.npz, as merge_features writes it"):
         read_features(tmp_path, "test")
     (tmp_path / "test.npz").write_bytes(b"no archive")
     with pytest.raises(InputError, match="must hold test.npz"):

@@ -347,7 +347,8 @@ def test_a_new_version_takes_over_under_load_and_a_drain_answers_what_runs(expor
         assert next(watched).status == serving
         by_grpc = stubs.prediction.Predict.future(predict_request({"turns": turns}, "spin"), timeout=60)
         by_rest = []
-        body = {"inputs": (turns + 1).tolist(), "signature_name": "spin"}
+        # The same number: on a busy machine both may go in one batch, which turns until its last one has done.
+        body = {"inputs": turns.tolist(), "signature_name": "spin"}
         rest = threading.Thread(
             target=lambda: by_rest.append(
                 requests.post(f"{server.url}/v1/models/toy:predict", json=body, timeout=60)
@@ -361,7 +362,7 @@ def test_a_new_version_takes_over_under_load_and_a_drain_answers_what_runs(expor
         assert list(watched) == []  # and the stream ends, without an error
         assert by_grpc.result().outputs["count"].int64_val[0] == turns[0]
         rest.join()
-        assert by_rest[0].json()["outputs"]["count"] == [int(turns[0]) + 1]
+        assert by_rest[0].json()["outputs"]["count"] == [int(turns[0])]
         assert server.process.wait(25) == 0
         assert time.monotonic() - started < 25
         assert "Traceback" not in server.log()
