@@ -138,9 +138,12 @@ manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and 
 	@$(PY) -m manifests.render $(OVERLAYS)
 
 ##@ Development
-.PHONY: test test-images images lint types clean
+.PHONY: test stress test-images images lint types clean
 test: $(TEST_READY) ## Run the tests
 	@$(PY) -m pytest $(ARGS)
+
+stress: $(TEST_READY) ## Kills, full disks, broken and hostile files, for some 30 minutes
+	@GRAFTFLOW_STRESS=1 $(PY) -m pytest tests/stress $(ARGS)
 
 test-images: $(TEST_READY) ## Build the images without a registry and run every step in them (needs root; docker/README.md)
 	@GRAFTFLOW_TEST_IMAGES=1 $(PY) -m pytest tests/images $(ARGS)
