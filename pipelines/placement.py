@@ -60,7 +60,7 @@ def _give_accelerators(task: dsl.PipelineTask, gpu: Gpu) -> None:
         kubernetes.empty_dir_mount(
             task,
             volume_name="shared-memory",
-            mount_path="/dev/shm",
+            mount_path="/dev/shm",  # noqa: S108  # nosec B108 # a mount of the pod
             medium="Memory",
             size_limit=gpu.shared_memory,
         )

@@ -123,7 +123,8 @@ class Settings:
             pod = pod.with_volume(self.model_store_claim, self.model_store_path)
         if "cache" in parameters:
             pod = pod.with_volume(self.cache_claim, self.cache_path)
-        taken = {"/dev/shm": "gpu.shared_memory"} if gpu.count and gpu.shared_memory else {}
+        # In the pod, not on this machine.
+        taken = {"/dev/shm": "gpu.shared_memory"} if gpu.count and gpu.shared_memory else {}  # noqa: S108  # nosec B108
         pod_settings.check_mounts(pod, step, taken)
         return pod
 

@@ -21,7 +21,7 @@ _PATH = "/api/model_registry"
 APIS = ("v1alpha3", "v1")
 _SECONDS = 30.0
 # As Kubeflow's own clients look for it: the file of a token that a pod is given.
-_TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"
+_TOKEN_PATH = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105  # nosec B105 # a variable's name
 
 
 @dataclass(frozen=True)

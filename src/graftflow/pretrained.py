@@ -5,7 +5,7 @@ tensors name their storages, the list of storage keys), then for every key an in
 little-endian values. Only what builds tensors is allowed in the pickles; any other name is refused.
 """
 
-import pickle
+import pickle  # nosec B403 # only through _TensorUnpickler, which builds tensors and refuses every other name
 import struct
 import warnings
 from collections import OrderedDict

@@ -53,7 +53,7 @@ def ask_again(ask: Callable[[], Result], deadline: Deadline, patience: float) ->
         try:
             return ask()
         except PassingError as error:
-            wait = pause * random.uniform(0.5, 1.0)
+            wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  # nosec B311 # spreads clients; no secret
             if error.pause is not None:
                 wait = max(wait, error.pause)
             elif time.monotonic() + wait > end:

@@ -253,7 +253,7 @@ def _exit_quietly(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _in_url(host: str) -> str:
-    if host in ("0.0.0.0", "::", ""):
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # nosec B104 # binds nothing: what the log shows
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
