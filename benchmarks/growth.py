@@ -304,10 +304,7 @@ def main() -> None:
     rows = summarise(counts, measured)
     print(table(counts, rows))
     if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(
-            json.dumps({"pictures": counts, "steps": rows}, indent=2) + "\n", encoding="utf-8"
-        )
+        write(given.output, "growth", to_rows(counts, rows), details={"pictures": counts, "steps": rows})
     if given.drawing:
         draw(given.drawing, counts, rows)
 
