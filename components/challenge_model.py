@@ -35,14 +35,16 @@ def challenge_model(
     """
     from pathlib import Path
 
-    from graftflow.files import atomic_directory, write_json
+    from graftflow.files import write_json
+    from graftflow.seals import check_seals, sealed_directory
     from graftflow.sources import check_mirrors, parse_source
 
     parse_source(source)  # before TensorFlow is loaded: a typing error shows at once
+    check_seals(dataset.path, model.path)
     from graftflow.challenges import write_challenge
     from graftflow.report.challenges import key_figures, write_page
 
-    with atomic_directory(challenge.path) as folder:
+    with sealed_directory(challenge.path) as folder:
         write_challenge(
             folder,
             source=source,

@@ -27,13 +27,15 @@ def compare_backbones(
         InputError: no backbone could be measured.
     """
     from graftflow.comparison_pages import refuse_nothing_measured, summary, write_comparison
-    from graftflow.files import atomic_directory
+    from graftflow.seals import check_seals, sealed_directory
 
-    with atomic_directory(comparison.path) as folder:
+    paths = [measurement.path for measurement in measurements]
+    check_seals(*paths)
+    with sealed_directory(comparison.path) as folder:
         result = write_comparison(
             folder,
             comparison_page.path,
-            measurement_paths=[measurement.path for measurement in measurements],
+            measurement_paths=paths,
             seed=seed,
         )
     refuse_nothing_measured(result)

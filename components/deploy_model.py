@@ -39,10 +39,12 @@ def deploy_model(
     """
     from pathlib import Path
 
-    from graftflow.files import atomic_directory, write_json
+    from graftflow.files import write_json
     from graftflow.lineages import metadata_of
     from graftflow.pushes import push
+    from graftflow.seals import check_seals, sealed_directory
 
+    check_seals(dataset.path, saved_model.path, evaluation.path)
     facts = push(
         saved_model.path,
         evaluation=evaluation.path,
@@ -51,7 +53,7 @@ def deploy_model(
         model_name=model_name,
         label=label,
     )
-    with atomic_directory(Path(deployment.path)) as folder:
+    with sealed_directory(Path(deployment.path)) as folder:
         write_json(folder / "deployment.json", facts)
     validation = facts["validation"]
     told = {name: facts[name] for name in ("uri", "version", "status", "model_name", "label")}

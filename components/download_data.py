@@ -42,10 +42,10 @@ def download_data(
             two classes, or a class with fewer than three different pictures that can be decoded.
     """
     from graftflow.datasets import write_dataset
-    from graftflow.files import atomic_directory
+    from graftflow.seals import sealed_directory
     from graftflow.sources import check_mirrors
 
-    with atomic_directory(dataset.path) as folder:
+    with sealed_directory(dataset.path) as folder:
         info = write_dataset(
             folder,
             source=source,

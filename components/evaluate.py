@@ -30,10 +30,13 @@ def evaluate(
     """
     from pathlib import Path
 
-    from graftflow.evaluation import write_evaluation
-    from graftflow.files import atomic_directory, write_json
+    from graftflow.files import write_json
+    from graftflow.seals import check_seals, sealed_directory
 
-    with atomic_directory(evaluation.path) as folder:
+    check_seals(dataset.path, saved_model.path)  # before TensorFlow is loaded
+    from graftflow.evaluation import write_evaluation
+
+    with sealed_directory(evaluation.path) as folder:
         summary = write_evaluation(
             folder, saved_model_path=saved_model.path, dataset_path=dataset.path, seed=seed
         )

@@ -25,11 +25,13 @@ def export_model(
         saved_model: <version>/ with the signatures serving_default, pixels and ranked, and export.json;
             <version>/assets.extra/lineage.json says where the model comes from, and so does the metadata.
     """
-    from graftflow.export import write_saved_model
-    from graftflow.files import atomic_directory
     from graftflow.lineages import metadata_of, read_lineage, read_origin
+    from graftflow.seals import check_seals, sealed_directory
 
-    with atomic_directory(saved_model.path) as folder:
+    check_seals(dataset.path, model.path)
+    from graftflow.export import write_saved_model
+
+    with sealed_directory(saved_model.path) as folder:
         paths = {"model_path": model.path, "dataset_path": dataset.path}
         summary = write_saved_model(folder, **paths, version=version, origin=read_origin())
         lineage = read_lineage(folder / str(summary["version"]))

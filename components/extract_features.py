@@ -31,10 +31,12 @@ def extract_features(
             home folder.
         fingerprint: any text that changes when a weights file does, so that KFP's cache notices.
     """
-    from graftflow.features import write_feature_shard
-    from graftflow.files import atomic_directory
+    from graftflow.seals import check_seals, sealed_directory
 
-    with atomic_directory(feature_shard.path) as folder:
+    check_seals(dataset.path)
+    from graftflow.features import write_feature_shard
+
+    with sealed_directory(feature_shard.path) as folder:
         summary = write_feature_shard(
             folder,
             dataset_path=dataset.path,

@@ -57,13 +57,16 @@ def fine_tune(
     given = locals()
     from pathlib import Path
 
-    from graftflow.files import atomic_directory, write_json
+    from graftflow.files import write_json
     from graftflow.recipes import Recipe
+    from graftflow.seals import check_seals, sealed_directory
+
+    check_seals(dataset.path, head.path)  # before TensorFlow is loaded
     from graftflow.training import figures_of, write_model
 
     recipe = Recipe(**{field: given[field] for field in Recipe.__dataclass_fields__ if field in given})
     paths = {"dataset_path": dataset.path, "head_path": head.path, "cache": cache}
-    with atomic_directory(model.path) as folder:
+    with sealed_directory(model.path) as folder:
         summary = write_model(folder, weights=weights, num_blocks=num_blocks, recipe=recipe, **paths)
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
     figures = figures_of(summary)

@@ -44,13 +44,16 @@ def generate_adversarial(
     from pathlib import Path
 
     from graftflow.epsilons import parse_epsilons
-    from graftflow.files import atomic_directory, write_json
+    from graftflow.files import write_json
+    from graftflow.seals import check_seals, sealed_directory
 
     radii = parse_epsilons(",".join([epsilons, robust_epsilon]))  # before TensorFlow: an error shows at once
     gate = parse_epsilons(robust_epsilon)[0] if robust_epsilon else None
+    optional = [artifact.path for artifact in (head, evaluation) if artifact]
+    check_seals(dataset.path, model.path, *optional)
     from graftflow.adversarial import key_figures, robust_accuracy, write_adversarial
 
-    with atomic_directory(adversarial.path) as folder:
+    with sealed_directory(adversarial.path) as folder:
         found = write_adversarial(
             folder,
             model_path=model.path,

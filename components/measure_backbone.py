@@ -24,10 +24,12 @@ def measure_backbone(
         measurement: measurement.json and predictions.csv; its metadata say the figures or the error.
         cache: folder that outlives this step, for the features; empty for the default.
     """
-    from graftflow.backbone_measurements import write_measurement
-    from graftflow.files import atomic_directory
+    from graftflow.seals import check_seals, sealed_directory
 
-    with atomic_directory(measurement.path) as folder:
+    check_seals(dataset.path)
+    from graftflow.backbone_measurements import write_measurement
+
+    with sealed_directory(measurement.path) as folder:
         result = write_measurement(
             folder, dataset_path=dataset.path, backbone=backbone, seed=seed, cache=cache
         )

@@ -22,10 +22,12 @@ def merge_features(
         InputError: a shard is missing, there twice or of another extraction.
     """
     from graftflow.feature_shards import merge_shards
-    from graftflow.files import atomic_directory
+    from graftflow.seals import check_seals, sealed_directory
 
-    with atomic_directory(features.path) as folder:
-        summary = merge_shards(folder, shard_paths=[shard.path for shard in feature_shards])
+    paths = [shard.path for shard in feature_shards]
+    check_seals(*paths)
+    with sealed_directory(features.path) as folder:
+        summary = merge_shards(folder, shard_paths=paths)
     features.metadata.update(summary["backbone"])
     features.metadata["pictures"] = sum(summary["counts"].values())
     features.metadata.update({"computed": summary["computed"], "cached": summary["cached"]})

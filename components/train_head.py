@@ -27,10 +27,13 @@ def train_head(
     """
     from pathlib import Path
 
-    from graftflow.files import atomic_directory, write_json
+    from graftflow.files import write_json
+    from graftflow.seals import check_seals, sealed_directory
+
+    check_seals(features.path)
     from graftflow.heads import write_head
 
-    with atomic_directory(head.path) as folder:
+    with sealed_directory(head.path) as folder:
         summary = write_head(
             folder,
             features_path=features.path,

@@ -31,11 +31,14 @@ def visualise_model(
         features: written by extract_features; without it there is no map and no nearest pictures.
         evaluation: written by evaluate; its mistakes are explained and looked up.
     """
-    from graftflow.files import atomic_directory
+    from graftflow.seals import check_seals, sealed_directory
+
+    optional = [artifact.path for artifact in (features, evaluation) if artifact]
+    check_seals(dataset.path, model.path, *optional)
     from graftflow.visualisation import write_visuals
 
     names = [name.strip() for name in ideal_classes.split(",") if name.strip()]
-    with atomic_directory(visuals.path) as folder:
+    with sealed_directory(visuals.path) as folder:
         found = write_visuals(
             folder,
             model_path=model.path,

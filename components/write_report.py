@@ -36,21 +36,26 @@ def write_report(
         robust_epsilon: L-infinity radius of that gate, a fraction or k/255.
         report: the page, pictures inside, under 3 MB.
     """
+    from graftflow.files import sha256_file
     from graftflow.report import write_report as write
+    from graftflow.seals import check_seals
 
+    artifacts = {
+        "dataset": dataset.path,
+        "features": features.path,
+        "head": head.path,
+        "model": model.path,
+        "saved_model": saved_model.path,
+        "evaluation": evaluation.path,
+        "adversarial": adversarial.path,
+        "visuals": visuals.path,
+    }
+    check_seals(*artifacts.values())
     write(
         report.path,
-        artifacts={
-            "dataset": dataset.path,
-            "features": features.path,
-            "head": head.path,
-            "model": model.path,
-            "saved_model": saved_model.path,
-            "evaluation": evaluation.path,
-            "adversarial": adversarial.path,
-            "visuals": visuals.path,
-        },
+        artifacts=artifacts,
         min_accuracy=min_accuracy,
         min_robust_accuracy=min_robust_accuracy,
         robust_epsilon=robust_epsilon,
     )
+    report.metadata["sha256"] = sha256_file(report.path)  # one file has no room for a seal

@@ -51,7 +51,7 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artifacts(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     """One artifact of every kind up to the evaluation."""
-    from graftflow import datasets, evaluation, export, features, heads, training
+    from graftflow import datasets, evaluation, export, features, heads, seals, training
     from graftflow.recipes import Recipe
 
     root = tmp_path_factory.mktemp("artifacts")
@@ -87,4 +87,6 @@ def artifacts(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     evaluation.write_evaluation(
         paths["evaluation"], saved_model_path=paths["saved_model"], dataset_path=paths["dataset"]
     )
+    for path in paths.values():
+        seals.seal(path)
     return Artifacts(pictures=picture_folder, **paths)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from graftflow.errors import InputError
-from graftflow.files import read_json, remove, sha256_directory
+from graftflow.files import read_json, remove, sha256_directory, sync
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -230,19 +230,6 @@ def _copy(source: Path, target: Path) -> None:
         copy.chmod(0o644)
     for path in (*(p for p in target.rglob("*") if p.is_dir()), target):
         sync(path)
-
-
-def sync(folder: Path) -> None:
-    """Wait until a folder's names are on disk, where its file system can tell."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network and FUSE volumes cannot sync a folder; the files in it are synced.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _deploy_remote(folder: Path, store: str, model_name: str, version: str, digest: str) -> Deployment:

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from graftflow.deployment import ENTRY, VERSION, check_store, local_store, store_errors, sync
-from graftflow.files import atomic_file
+from graftflow.deployment import ENTRY, VERSION, check_store, local_store, store_errors
+from graftflow.files import atomic_file, sync
 from graftflow.locks import locked
 
 # What TensorFlow Serving calls the schemes that fsspec has other names for.

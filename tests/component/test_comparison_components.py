@@ -11,6 +11,7 @@ from components.check_comparison import check_comparison
 from components.compare_backbones import compare_backbones
 from components.measure_backbone import measure_backbone
 from graftflow.errors import InputError
+from graftflow.seals import seal
 
 SETTINGS = {"dataset": "closeups", "seed": 0, "validation_fraction": 0.15, "test_fraction": 0.15}
 
@@ -36,6 +37,7 @@ def measured(folder: Path, name: str, evaluation: Path | None) -> dsl.Artifact:
             "milliseconds": {"single": 20.0, "batch": 9.0},
         }
     (folder / "measurement.json").write_text(json.dumps(content), encoding="utf-8")
+    seal(folder)
     return dsl.Artifact(name="measurement", uri=str(folder))
 
 

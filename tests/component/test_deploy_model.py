@@ -71,7 +71,7 @@ def test_the_step_says_where_the_version_is_and_what_a_server_made_of_it(pushed,
 def test_the_step_fails_on_a_corrupt_artifact_and_writes_nothing(pushed, tmp_path):
     corrupt = copy_export(pushed, tmp_path / "corrupt")
     (corrupt / "3" / "saved_model.pb").write_bytes(b"gr@ph")
-    with pytest.raises(InputError, match="corrupt"):
+    with pytest.raises(InputError, match="3/saved_model.pb' with the SHA-256"):
         deploy(pushed, tmp_path, tmp_path / "store", saved_model=corrupt)
     assert not (tmp_path / "deployment").exists()
     assert not (tmp_path / "store").exists()

@@ -7,6 +7,7 @@ from kfp import dsl
 
 from components.write_report import write_report
 from graftflow.errors import InputError
+from graftflow.seals import seal
 from tests.unit.report_artifacts import Run
 
 
@@ -35,6 +36,7 @@ def test_the_step_writes_one_page(tmp_path: Path) -> None:
 def test_a_failed_step_leaves_no_page(tmp_path: Path) -> None:
     artifacts = Run(tmp_path / "run", ["cat", "dog"]).write()
     (artifacts["evaluation"] / "evaluation.json").unlink()
+    seal(artifacts["evaluation"])  # as if it had been written so
     with pytest.raises(InputError, match="The 'evaluation' artifact"):
         run_step(artifacts, tmp_path / "out" / "report")
     assert not (tmp_path / "out" / "report").exists()

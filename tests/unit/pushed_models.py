@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftflow import evaluation
+from graftflow import evaluation, seals
 from graftflow.files import sha256_directory, write_json
 from tests.unit.serving_model import CLASSES, picture, save_model, write_warm_up
 from tests.unit.small_classifier import write_small_dataset
@@ -40,6 +40,7 @@ def seal(folder: Path, version: int = 3) -> None:
         folder / "export.json",
         {"version": version, "classes": CLASSES, "sha256": digest, "temperature": 1.0},
     )
+    seals.seal(folder)
 
 
 def write_pushed(root: Path) -> Pushed:
@@ -48,6 +49,7 @@ def write_pushed(root: Path) -> Pushed:
     saved_model = write_export(root / "saved_model")
     (root / "evaluation").mkdir()
     evaluation.write_evaluation(root / "evaluation", saved_model_path=saved_model, dataset_path=dataset)
+    seals.seal(root / "evaluation")
     return Pushed(root, dataset, saved_model, root / "evaluation")
 
 

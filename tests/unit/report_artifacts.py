@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from graftflow.seals import seal
+
 BACKBONE = {
     "name": "efficientnet_lite0",
     "weights": "imagenet",
@@ -216,4 +218,6 @@ class Run:
         shown = [*self.visuals["ideal"], *self.visuals["feature_maps"], self.visuals.get("picture")]
         for i, row in enumerate(filter(None, shown)):
             picture(self.root / "visuals" / row["file"], 224, 224, seed=i)
+        for name in said:
+            seal(self.root / name)
         return {name: self.root / name for name in said}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from graftflow import datasets, preprocessing
 from graftflow.files import write_json
+from graftflow.seals import seal
 
 SIDE = 16
 
@@ -29,6 +30,7 @@ def write_small_dataset(root: Path, classes: tuple[str, ...] = ("blue", "green",
     dataset.mkdir()
     source = f"directory:{root / 'pictures'}"
     datasets.write_dataset(dataset, source=source, seed=0, validation_fraction=0.2, test_fraction=0.2)
+    seal(dataset)
     return dataset
 
 
@@ -58,4 +60,5 @@ def write_small_model(path: Path, dataset: Path) -> Path:
     path.mkdir()
     model.save(path / "model.keras")
     write_json(path / "model.json", {"backbone": {"name": "efficientnet_lite0"}, "classes": classes})
+    seal(path)
     return path
