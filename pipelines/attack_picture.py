@@ -25,6 +25,7 @@ def model_of(run: Run) -> Path:
 
     Raises:
         RunError: where the run lacks it.
+        InputError: where it is damaged.
     """
     found = run.artifact("model")
     if found is None or not Path(found["uri"]).is_dir():
@@ -32,6 +33,9 @@ def model_of(run: Run) -> Path:
             f"RUN must have the artifact 'model' of fine_tune, which '{run.folder.name}' lacks. "
             f"Run: make fine-tune RUN={run.folder}"
         )
+    from graftflow.seals import check_seals
+
+    check_seals(found["uri"])
     return Path(found["uri"])
 
 

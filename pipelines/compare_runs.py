@@ -20,6 +20,7 @@ def evaluation_of(run: Run) -> Path:
 
     Raises:
         RunError: where the run lacks it.
+        InputError: where it is damaged.
     """
     found = run.artifact("evaluation")
     if found is None or not Path(found["uri"]).is_dir():
@@ -27,6 +28,9 @@ def evaluation_of(run: Run) -> Path:
             f"Both runs must have the artifact 'evaluation' of evaluate, which '{run.folder.name}' lacks. "
             f"Run: make evaluate RUN={run.folder}"
         )
+    from graftflow.seals import check_seals
+
+    check_seals(found["uri"])
     return Path(found["uri"])
 
 

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -51,6 +52,10 @@ class RunConsole:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that belongs to no step."""
+        self.console.print(f"[yellow]![/] {escape(text)}", soft_wrap=True)
 
     def started(self, step: str) -> None:
         """A step has begun."""

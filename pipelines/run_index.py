@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "run.json"
+# What an entry of kfp's cache holds beside the outputs of a step: their SHA-256; see `cached_steps`.
+CACHE_DIGEST = "__sha256__"
 
 
 class RunError(RuntimeError):
@@ -116,6 +118,7 @@ def read_cache_entry(cache: Path, key: str) -> tuple[dict[str, dict[str, Any]], 
     """Return the same of a step that kfp took from its cache; ``key`` is the start of the entry's name."""
     (entry,) = cache.glob(f"{key}*.json")
     content = json.loads(entry.read_text(encoding="utf-8"))
+    content.pop(CACHE_DIGEST, None)
     artifacts, outputs = {}, {}
     for name, value in content.items():
         if isinstance(value, dict) and value.get("__kfp_artifact__"):

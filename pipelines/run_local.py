@@ -25,6 +25,7 @@ from typing import Any, TextIO
 from kfp import local
 
 from pipelines import docker_runner, parameters, run_index, run_origins
+from pipelines.cached_steps import checked_cache
 from pipelines.console import RunConsole
 from pipelines.loops import end_children, interruptible_loops
 from pipelines.run_index import Run, Step
@@ -214,7 +215,8 @@ def run_pipeline(
     with open(log_path, "w", encoding="utf-8") as log:
         observer = Observer(run, locate=locate, cache=cache, log=log, console=console, steps=steps)
         stream = LineWriter(observer.line)
-        with _observed(stream), interruptible_loops(), docker_runner.truthful():
+        checked = checked_cache(str(cache), console.say)
+        with _observed(stream), interruptible_loops(), docker_runner.truthful(), checked:
             try:
                 pipeline(**values)
             except KeyboardInterrupt:

@@ -56,7 +56,7 @@ def take_inputs(step: str, parent: Run) -> dict[str, Any]:
     """Return a step's input artifacts from a run.
 
     Raises:
-        RunError: where the run lacks one; names the step that writes it.
+        RunError: where the run lacks one, or it is damaged; names the step that writes it.
     """
     taken = {}
     for name, spec in (component(step).component_spec.inputs or {}).items():
@@ -64,12 +64,20 @@ def take_inputs(step: str, parent: Run) -> dict[str, Any]:
             continue
         written = _written_as(name, spec)
         found = parent.artifacts(written)
+        producer = next(s for s in STEPS if written in (component(s).component_spec.outputs or {}))
+        producer = next((step for step, end in _ENDED_BY.items() if end == producer), producer)
         if not found or not all(Path(each["uri"]).exists() for each in found):
-            producer = next(s for s in STEPS if written in (component(s).component_spec.outputs or {}))
-            producer = next((step for step, end in _ENDED_BY.items() if end == producer), producer)
             raise run_index.RunError(
                 f"needs the artifact '{written}' of {producer}, which the run "
                 f"'{parent.folder.name}' lacks. Run: make {producer.replace('_', '-')}"
+            )
+        from graftflow.seals import find_damage
+
+        folders = [each["uri"] for each in found if Path(each["uri"]).is_dir()]
+        if damage := find_damage(*folders):
+            raise run_index.RunError(
+                f"needs the artifact '{written}' as {producer} wrote it. Received: {damage[1]}. "
+                f"Run: make {producer.replace('_', '-')} RUN={parent.folder}"
             )
         artifacts = [_artifact(spec.type, written, each["uri"], each["metadata"]) for each in found]
         taken[name] = artifacts if spec.is_artifact_list else artifacts[0]

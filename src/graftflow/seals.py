@@ -61,10 +61,7 @@ def seal(folder: str | Path) -> None:
 
 
 def check_seals(*paths: str | Path) -> None:
-    """Check that artifacts are, byte by byte, what their steps wrote; long work tells its progress.
-
-    Every file is read once: some 500 MB a second and core. Files whose names begin with a dot are left to file systems
-    and file managers; any other that the seal does not list is refused, as a further shard would be read with the rest.
+    """Check that artifacts are, byte by byte, what their steps wrote, as :func:`find_damage` does.
 
     Args:
         paths: folders that :func:`sealed_directory` made.
@@ -72,7 +69,32 @@ def check_seals(*paths: str | Path) -> None:
     Raises:
         InputError: an artifact has no seal, or a file of it is missing, not listed, cut or altered.
     """
-    listed = {root: _listed(root) for root in map(Path, paths)}
+    if found := find_damage(*paths):
+        name, received = found
+        raise InputError(
+            f"The artifact '{name}' must be as its step wrote it. Received: {received}. Run that step again; "
+            "make run does so by itself"
+        )
+
+
+def find_damage(*paths: str | Path) -> tuple[str, str] | None:
+    """Look for the first artifact that is not, byte by byte, what its step wrote; long work tells its progress.
+
+    Every file is read once: some 500 MB a second and core. Files whose names begin with a dot are left to file systems
+    and file managers; any other that the seal does not list is refused, as a further shard would be read with the rest.
+
+    Args:
+        paths: folders that :func:`sealed_directory` made.
+
+    Returns:
+        The artifact's name and what is wrong with it; ``None`` where all are intact.
+    """
+    listed: dict[Path, dict[str, str]] = {}
+    for root in map(Path, paths):
+        names = _read_listed(root)
+        if isinstance(names, str):
+            return root.name, names
+        listed[root] = names
     total = sum((root / name).stat().st_size for root, names in listed.items() for name in names)
     progress = Progress("check of the inputs", total=max(1, total // 10**6), unit="MB")
     read = told = 0
@@ -88,30 +110,14 @@ def check_seals(*paths: str | Path) -> None:
         try:
             found = _digests(root, sorted(expected), sync=False, advance=advance)
         except OSError as error:  # a disk that fails
-            raise _damaged(
-                root, f"'{error.filename or root}' that cannot be read ({error.strerror})"
-            ) from error
+            return root.name, f"'{error.filename or root}' that cannot be read ({error.strerror})"
         for name, digest in found.items():
             if digest != expected[name]:
-                received = f"the SHA-256 {digest} where {FILE} says {expected[name]}"
-                raise _damaged(root, f"'{root / name}' with {received}")
-
-
-def refuse_damaged_file(path: str | Path, sha256: str) -> None:
-    """Check an artifact that is one file.
-
-    Args:
-        path: the file.
-        sha256: of its bytes, as noted when it was written.
-
-    Raises:
-        InputError: it is missing, cut or altered.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise _damaged(file, "no such file")
-    if (digest := files.sha256_file(file)) != sha256:
-        raise _damaged(file, f"the SHA-256 {digest} where {sha256} was noted")
+                return (
+                    root.name,
+                    f"'{root / name}' with the SHA-256 {digest} where {FILE} says {expected[name]}",
+                )
+    return None
 
 
 def end_with_digest(path: Path) -> None:
@@ -158,36 +164,28 @@ def _digests(
     return found
 
 
-def _listed(root: Path) -> dict[str, str]:
-    """Return what a folder's seal says of each file, once every name of it is there and no other one is."""
+def _read_listed(root: Path) -> dict[str, str] | str:
+    """Return what a folder's seal says of each file, once all these are there and no others; or what is wrong."""
     if not root.is_dir():
-        raise _damaged(root, f"{'a file' if root.exists() else 'nothing'} at '{root}'")
+        return f"{'a file' if root.exists() else 'nothing'} at '{root}'"
     try:
         text = (root / FILE).read_bytes().decode()
     except FileNotFoundError:
-        raise _damaged(root, f"no {FILE} in '{root}', so nobody can tell whether it is whole") from None
+        return f"no {FILE} in '{root}', so nobody can tell whether it is whole"
     except (UnicodeDecodeError, OSError) as error:
-        raise _damaged(root, f"a '{root / FILE}' that cannot be read ({error})") from error
+        return f"a '{root / FILE}' that cannot be read ({error})"
     *lines, rest = text.split("\n")
     matches = [_LINE.fullmatch(line) for line in lines]
     if rest or not lines or not all(matches):
-        raise _damaged(root, f"a '{root / FILE}' that is cut or altered")
+        return f"a '{root / FILE}' that is cut or altered"
     expected = {match[2]: match[1] for match in matches if match}
     there = _names(root) - {FILE}
     if missing := sorted(expected.keys() - there):
-        raise _damaged(root, f"no '{root / missing[0]}', which {FILE} lists")
-    unknown = sorted(name for name in there - expected.keys() if not _is_hidden(name))
-    if unknown:
-        raise _damaged(root, f"'{root / unknown[0]}', which {FILE} does not list")
+        return f"no '{root / missing[0]}', which {FILE} lists"
+    if unknown := sorted(name for name in there - expected.keys() if not _is_hidden(name)):
+        return f"'{root / unknown[0]}', which {FILE} does not list"
     return expected
 
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
-
-
-def _damaged(root: Path, received: str) -> InputError:
-    return InputError(
-        f"The artifact '{root.name}' must be as its step wrote it. Received: {received}. Run that step again; "
-        "make run does so by itself"
-    )

@@ -82,7 +82,9 @@ def train(
     import tensorflow as tf
 
     from graftflow import distribution
-    from graftflow.files import atomic_directory
+    from graftflow.seals import check_seals, sealed_directory
+
+    check_seals(dataset_path, head_path)
     from graftflow.training import figures_of, write_model
 
     with tempfile.TemporaryDirectory(prefix="worker-") as own:
@@ -105,7 +107,7 @@ def train(
             ) from error
         if not any(written.iterdir()):
             return "trained; the first machine writes the model"
-        with atomic_directory(output) as folder:
+        with sealed_directory(output) as folder:
             for path in written.iterdir():
                 (folder / path.name).write_bytes(path.read_bytes())
     told = ", ".join(f"{name} {value:.4f}" for name, value in figures_of(summary).items())

@@ -1,8 +1,8 @@
 """One trial of a search for hyperparameters: ``python -m graftflow.trials``, what a Job of Katib runs.
 
 Trains head and tail as the pipeline's steps do, on its ``dataset`` and ``features`` artifacts, and prints figures of
-the validation pictures as ``name=value``, which Katib's collector reads. Test pictures are never read, and no model is
-kept: the pipeline trains the best recipe anew.
+the validation pictures as ``name=value``, which Katib's collector reads. Test pictures are never looked at (their files
+are checked for damage), and no model is kept: the pipeline trains the best recipe anew.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 from graftflow.errors import InputError
 from graftflow.recipe_flags import add_recipe_flags, recipe_of
 from graftflow.recipes import Recipe
+from graftflow.seals import check_seals
 
 METRICS = ("validation_log_loss", "validation_accuracy", "head_log_loss", "head_accuracy")
 
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a setting or an artifact that is wrong."""
     given = build_parser().parse_args(arguments)
     try:
+        check_seals(given.dataset, given.features)
         figures = run_trial(
             given.dataset,
             given.features,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from graftflow.seals import seal
 from pipelines import compare_runs
 from pipelines.run_index import Run, Step
 
@@ -24,6 +25,7 @@ def runs(artifacts, tmp_path: Path) -> tuple[Path, Path]:
         row[3:] = ["0.9" if name == wrong else "0.05" for name in head[3:]]
     with (other / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    seal(other)
     folders = []
     for name, evaluation in (("one", artifacts.evaluation), ("two", other)):
         run = Run(tmp_path / "runs" / name, {})
@@ -68,6 +70,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(runs, tmp_path: Path, ca
     ):
         lines = evaluation.read_text(encoding="utf-8").splitlines()
         evaluation.write_text("\n".join(lines[:12]) + "\n", encoding="utf-8")
+        seal(evaluation.parent)
         assert compare_runs.main([str(path) for path in pair]) == 1
         captured = capsys.readouterr()
         assert rule in captured.err

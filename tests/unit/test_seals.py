@@ -110,20 +110,6 @@ def test_large_inputs_tell_their_progress(artifact: Path, monkeypatch, capsys) -
     assert lines[-1] == "progress: check of the inputs 3/3 MB"
 
 
-def test_one_file_is_checked_by_the_digest_that_was_noted(tmp_path: Path) -> None:
-    report = tmp_path / "report"
-    report.write_text("<!DOCTYPE html>")
-    sha256 = "5e3ccbe1a9a6de7bdf3d16dfbd1dbdeabe3a3b2b2a9a2a2bbbfe80fbfcd8ee52"
-    with pytest.raises(InputError, match=f"where {sha256} was noted"):
-        seals.refuse_damaged_file(report, sha256)
-    from graftflow.files import sha256_file
-
-    seals.refuse_damaged_file(report, sha256_file(report))
-    report.unlink()
-    with pytest.raises(InputError, match="no such file"):
-        seals.refuse_damaged_file(report, sha256)
-
-
 def test_a_file_that_ends_with_its_digest_still_reads_and_every_byte_counts(tmp_path: Path) -> None:
     values, path = np.arange(12, dtype=np.float32).reshape(3, 4), tmp_path / "view.npy"
     np.save(path, values)

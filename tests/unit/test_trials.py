@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from graftflow import trials
+from graftflow import seals, trials
 from graftflow.recipes import Recipe, check_field
 from manifests import kustomizations, schemas
 from tests.unit.kubeflow_fields import EXPERIMENT, unknown
@@ -123,6 +123,8 @@ def test_the_command_runs_and_katib_finds_its_figures_without_test_pictures(
     assert len(removed) == 2
     for path in removed:
         path.unlink()
+    for name in ("dataset", "features"):
+        seals.seal(tmp_path / name)
     chosen = {p["name"]: ends_of(p)[0] for p in experiment["spec"]["parameters"]}
     container = container_of(job_of(experiment, {**chosen, "learning_rate": "0.0001", "mixup": "0.2"}))
     arguments = [part.replace("/mnt/tuning", str(tmp_path)) for part in container["args"]]
