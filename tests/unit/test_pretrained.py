@@ -4,6 +4,7 @@ import os
 import pickle
 import struct
 import sys
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,61 +15,7 @@ import pytest
 from graftflow.efficientnet_lite import package_weights
 from graftflow.errors import InputError
 from graftflow.pretrained import read_torch_weights
-
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-
-
-class FloatStorage:
-    """Pickles under torch's name; the reader maps it to its own type."""
-
-
-class Storage:
-    def __init__(self, key: str, length: int) -> None:
-        self.key, self.length = key, length
-
-
-class Tensor:
-    def __init__(self, storage: Storage, offset: int, shape: tuple, strides: tuple) -> None:
-        self.state = (storage, offset, shape, strides, False, OrderedDict())
-
-    def __reduce__(self) -> Any:
-        return rebuild, self.state
-
-
-def rebuild(*_: Any) -> None:
-    raise AssertionError("only its name is pickled")
-
-
-FloatStorage.__module__, FloatStorage.__qualname__ = "torch", "FloatStorage"
-rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-
-
-class TorchPickler(pickle._Pickler):  # type: ignore[name-defined]
-    def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, Storage):
-            return ("storage", FloatStorage, obj.key, "cpu", obj.length, None)
-        return None
-
-    def save_global(self, obj: Any, name: str | None = None) -> None:
-        if obj in (FloatStorage, rebuild):
-            self.write(f"c{obj.__module__}\n{obj.__qualname__}\n".encode())
-        else:
-            super().save_global(obj, name)
-
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-    dispatch[type] = save_global
-    dispatch[type(rebuild)] = save_global
-
-
-def write(path: Path, state: Any, values: dict[str, np.ndarray], cut: int = 0) -> Path:
-    with open(path, "wb") as file:
-        for part in (MAGIC, PROTOCOL, {}, state, list(values)):
-            TorchPickler(file, protocol=2).dump(part)
-        for array in values.values():
-            file.write(struct.pack("<q", array.size) + array.astype("<f4").tobytes())
-    if cut:
-        path.write_bytes(path.read_bytes()[:-cut])
-    return path
+from tests.unit.torch_files import MAGIC, PROTOCOL, Storage, Tensor, pickles, write
 
 
 def test_reads_shapes_strides_and_offsets(tmp_path: Path) -> None:
@@ -107,6 +54,85 @@ def test_reads_the_weights_of_the_package() -> None:
 def test_refuses_a_tensor_beyond_its_storage(tmp_path: Path, tensor: Tensor) -> None:
     path = write(tmp_path / "w.pth", OrderedDict(t=tensor), {"0": np.zeros(4)})
     with pytest.raises(InputError, match="tensors only"):
+        read_torch_weights(path)
+
+
+def test_refuses_two_descriptions_of_one_storage(tmp_path: Path) -> None:
+    """Each tensor is checked against its own description: a second, smaller one must not be what is read."""
+    state = OrderedDict(
+        large=Tensor(Storage("0", 10**10), 0, (10**9,), (10,)), small=Tensor(Storage("0", 4), 0, (4,), (1,))
+    )
+    with pytest.raises(InputError, match="two descriptions of storage 0"):
+        read_torch_weights(write(tmp_path / "w.pth", state, {"0": np.zeros(4)}))
+
+
+def storage(length: int) -> bytes:
+    """A storage in pickle's own words, left on the stack and, as number 1, in the memo."""
+    return b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuJ%sNtQq\1" % struct.pack(
+        "<i", length
+    )
+
+
+@pytest.mark.parametrize("changed", ["storage", "dtype"])
+def test_nothing_changes_what_was_checked(tmp_path: Path, changed: str) -> None:
+    """BUILD writes into an object past all its rules: into a storage, or into our own table of dtypes."""
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(h\1K\0J%s\x85K\1\x85\x89Nt" % struct.pack("<i", 10**9) + b"R"
+    )
+    shorter = b"h\1}X\6\0\0\0lengthK\4sb0"
+    poison = b"ctorch\nFloatStorage\n}X\5\0\0\0dtypeX\3\0\0\0<f8sb0"
+    start = {"storage": storage(10**9) + b"0", "dtype": poison + storage(10**9) + b"0"}[changed]
+    state = (
+        b"\x80\2" + start + b"}X\1\0\0\0t" + tensor + b"s" + (shorter if changed == "storage" else b"") + b"."
+    )
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickles(MAGIC, PROTOCOL, {}) + state + pickles(["0"]) + struct.pack("<q", 4) + bytes(16))
+    with pytest.raises(InputError, match="POP|as if it were"):
+        read_torch_weights(path)
+    read = read_torch_weights(
+        write(tmp_path / "good.pth", OrderedDict(t=Tensor(Storage("0", 4), 0, (4,), (1,))), {"0": np.ones(4)})
+    )
+    np.testing.assert_array_equal(read["t"], np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\2Nr\0\0\0\x20.",  # a memo of half a billion places
+        b"\x80\2X\xff\xff\xff\x7f",  # a text of 2 GiB
+        b"\x80\4\x8e" + struct.pack("<Q", 2**40),
+        b"\x80\2\x8b\xff\xff\xff\x7f",
+        b"\x80\2" + b"}" * 2**16,
+        b"\x80\2" + b"(" * 2**16,
+        b"I" + b"9" * 2**23,
+    ],
+    ids=["memo", "text", "bytes", "number", "dicts", "marks", "digits"],
+)
+def test_a_few_bytes_take_no_memory(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bomb.pth"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="legacy torch state dict"):
+            read_torch_weights(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_storage_that_many_tensors_share_is_not_multiplied(tmp_path: Path) -> None:
+    shared, values = Storage("0", 4096), np.arange(4096.0)
+    tied = OrderedDict((f"t{i}", Tensor(shared, 0, (4096,), (1,))) for i in range(3))
+    assert len(read_torch_weights(write(tmp_path / "tied.pth", tied, {"0": values}))) == 3
+    many = OrderedDict((f"t{i}", Tensor(shared, 0, (4096,), (1,))) for i in range(200))
+    with pytest.raises(InputError, match="larger than the file by far"):
+        read_torch_weights(write(tmp_path / "many.pth", many, {"0": values}))
+
+
+def test_a_key_that_takes_for_ever_to_hash_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickles(MAGIC, PROTOCOL) + b"\x80\2}N\x85" + b"q\0h\0\x86" * 60 + b"Ns.")
+    with pytest.raises(InputError, match="no text"):
         read_torch_weights(path)
 
 
