@@ -51,7 +51,7 @@ def expression_of(expression: str, text: str, classifiers: Sequence[str]) -> tup
     if expression:
         return expression, "License-Expression"
     short = " ".join(text.split()) if len(text) <= 80 and "\n" not in text.strip() else ""
-    if short and "BSD" != (written := _WRITTEN.get(_plain(short), short)) and class_of(written) != "unknown":
+    if short and (written := _WRITTEN.get(_plain(short), short)) != "BSD" and class_of(written) != "unknown":
         return written, "License"
     named = [c.split(" :: ")[-1] for c in classifiers if c.startswith("License :: ")]
     named = [name for name in named if name != "OSI Approved"]
