@@ -106,14 +106,7 @@ def ask(lock: Path, *, osv_url: str = "") -> Advisories:
         ]
         command += ["--format=json", "--progress-spinner=off", "--timeout=15", *service]
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=False,
-                env={**os.environ, "NO_COLOR": "1"},
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
             answers.append(read_report(done.stdout))
         except subprocess.TimeoutExpired:
             answers.append(Advisories(0, unanswered=1, reason=f"no answer within {_SECONDS} s"))

@@ -163,8 +163,8 @@ licence; `make audit` fails where this page, the record behind it (`dependencies
 Allowed without a word are permissive licences and weak copyleft (MPL, LGPL: files of theirs that are changed must be
 published, what uses them need not). NVIDIA's libraries, which only the GPU's image holds, are named one by one in
 `dependencies/licences.py`: their terms restrict how an image that holds them may be passed on. Anything else, an
-unknown licence too, fails the audit. `BSD` stands where the metadata does not tell which of them. What a wheel bundles in
-compiled form has licences of its own, in the wheel; this table does not look into them.
+unknown licence too, fails the audit. `BSD` stands where the metadata does not tell which of them. What a wheel bundles
+in compiled form has licences of its own, in the wheel; this table does not look into them.
 
 Locks: `run` is `requirements.lock`, `development` `requirements-dev.lock`, `gpu` `requirements-gpu.lock`.
 
