@@ -1,0 +1,360 @@
+"""Mutation testing: does a test fail where one place of the code is changed? ``tests/README.md`` says how to run it.
+
+The changes are those of mutmut. mutmut itself leaves decorated functions alone, which here are every ``tf.function``,
+and puts several variants of a function side by side, which TensorFlow would trace; so each mutant is a module of its
+own, imported in a forked child of one process that has imported TensorFlow (3 to 5 seconds, paid once).
+"""
+
+import argparse
+import difflib
+import gc
+import hashlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import libcst as cst
+import libcst.metadata as positions
+import pytest
+from mutmut.mutation.mutators import mutation_operators
+
+ROOT = Path(__file__).resolve().parents[1]
+# Imported before the first fork; graftflow itself is imported in each child.
+HEAVY = (
+    "numpy", "scipy", "sklearn.linear_model", "sklearn.metrics", "skimage", "PIL.Image", "keras", "tensorflow",
+    "tensorflow_serving.apis.prediction_log_pb2", "threadpoolctl", "_pytest.skipping", "unittest.mock",
+)  # fmt: skip
+# What only people read: messages are matched by tests where they matter, and progress is no result.
+WORDS = ("InputError", "unknown_name", "Progress", "track")
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A module, the tests that are to notice its mutants, and the steps of the ``artifacts`` fixture it changes."""
+
+    tests: tuple[str, ...]
+    rebuilt: tuple[str, ...] = ()
+
+
+ATTACKS = Campaign(("tests/unit/test_attacks.py", "tests/unit/test_attacks_strength.py"))
+HEADS = Campaign(("tests/unit/test_heads.py",), rebuilt=("head",))
+CAMPAIGNS = {
+    "metrics": Campaign(("tests/unit/test_metrics.py",)),
+    "logistic": HEADS,
+    "heads": HEADS,
+    "splits": Campaign(("tests/unit/test_splits.py", "tests/unit/test_datasets.py")),
+    "datasets": Campaign(("tests/unit/test_datasets.py",)),
+    "export": Campaign(("tests/unit/test_export.py",), rebuilt=("saved_model", "evaluation")),
+    **{
+        f"attacks.{name}": ATTACKS
+        for name in (
+            "auto_pgd", "balls", "descents", "ensembles", "gradient_signs", "losses", "networks",
+            "projected_gradients", "results", "square_search",
+        )
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Mutant:
+    """One change: ``name`` is its line, column and number there."""
+
+    name: str
+    diff: str
+    source: str = field(repr=False)
+    outcome: str = ""
+    killer: str = ""
+
+
+class Places(cst.CSTVisitor):
+    """Collects every node that may change, with what it may become, in the order of the source."""
+
+    METADATA_DEPENDENCIES = (positions.PositionProvider,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, cst.CSTNode, cst.CSTNode]] = []
+        self._numbers: dict[str, int] = {}
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        if _is_left_alone(node):
+            return False
+        for kind, operator in mutation_operators:
+            if isinstance(node, kind):
+                for changed in operator(node):
+                    start = self.get_metadata(positions.PositionProvider, node).start
+                    place = f"{start.line}:{start.column}"
+                    self._numbers[place] = self._numbers.get(place, 0) + 1
+                    self.found.append((f"{place}.{self._numbers[place]}", node, changed))
+        return True
+
+
+def _is_left_alone(node: cst.CSTNode) -> bool:
+    match node:
+        case cst.Annotation() | cst.Decorator() | cst.Import() | cst.ImportFrom() | cst.Raise():
+            return True
+        case cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString()):  # a docstring
+            return True
+        case cst.Call(func=cst.Name(value=name)):
+            return name in WORDS
+        case cst.Assign(value=cst.Subscript()) | cst.Assign(targets=[cst.AssignTarget(cst.Name("__all__"))]):
+            return True  # the names of types, or of the module
+    return False
+
+
+def mutants_of(path: Path, *, sample: int, seed: int) -> tuple[list[Mutant], int]:
+    """Return mutants of a module, ``sample`` of them drawn by ``seed`` (0: all), and how many there are."""
+    original = path.read_text(encoding="utf-8")
+    wrapper = positions.MetadataWrapper(cst.parse_module(original))
+    places = Places()
+    wrapper.visit(places)
+    chosen = places.found
+    if 0 < sample < len(chosen):
+        drawn = sorted(random.Random(seed).sample(range(len(chosen)), sample))
+        chosen = [chosen[i] for i in drawn]
+    mutants = []
+    for name, node, changed in chosen:
+        source = wrapper.module.deep_replace(node, changed).code
+        try:
+            compile(source, str(path), "exec")
+        except SyntaxError:
+            continue
+        diff = [*difflib.unified_diff(original.splitlines(), source.splitlines(), lineterm="", n=0)][3:]
+        mutants.append(Mutant(name, "\n".join(diff), source))
+    return mutants, len(places.found)
+
+
+class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives one module another source."""
+
+    def __init__(self, module: str, path: Path, source: str) -> None:
+        self.module, self.path, self.source = module, path, source
+
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self.module:
+            return None
+        return importlib.util.spec_from_file_location(name, self.path, loader=self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: Any) -> None:
+        # tf.function reads the source of what it traces: from a file of its own, or it would read the original.
+        path = Path(os.environ["MUTANT_FOLDER"]) / self.path.name
+        path.write_text(self.source, encoding="utf-8")
+        module.__file__ = str(path)
+        exec(compile(self.source, str(path), "exec"), module.__dict__)
+
+
+class Session:
+    """A pytest plugin: fast tests first, artifacts from disk, and who failed."""
+
+    def __init__(self, folder: Path, rebuilt: Sequence[str], durations: dict[str, float]) -> None:
+        self.folder, self.rebuilt, self.durations = folder, rebuilt, durations
+        self.seconds: dict[str, float] = {}
+        self.failed = ""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        files = list(dict.fromkeys(item.path for item in items))
+        items.sort(key=lambda item: (files.index(item.path), self.durations.get(item.nodeid, 0.0)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[Any]:
+        kept = self.folder / "artifacts"
+        if fixturedef.argname != "artifacts":
+            return (yield)
+        if not kept.is_dir():
+            made = yield
+            shutil.copytree(made.dataset.parent, kept)
+            shutil.copytree(made.pictures, kept / "pictures")
+            return made
+        fixturedef.func = self._from_disk
+        return (yield)
+
+    def _from_disk(self, tmp_path_factory: pytest.TempPathFactory, **_: object) -> Any:
+        from graftflow import evaluation, export, heads
+        from tests.conftest import Artifacts
+
+        kept, own = self.folder / "artifacts", tmp_path_factory.mktemp("rebuilt")
+        names = ("pictures", "dataset", "features", "head", "model", "saved_model", "evaluation")
+        paths = {name: (own if name in self.rebuilt else kept) / name for name in names}
+        for name in self.rebuilt:
+            paths[name].mkdir()
+        if "head" in self.rebuilt:
+            heads.write_head(paths["head"], features_path=paths["features"])
+        if "saved_model" in self.rebuilt:
+            export.write_saved_model(
+                paths["saved_model"], model_path=paths["model"], dataset_path=paths["dataset"], version=3
+            )
+        if "evaluation" in self.rebuilt:
+            evaluation.write_evaluation(
+                paths["evaluation"], saved_model_path=paths["saved_model"], dataset_path=paths["dataset"]
+            )
+        return Artifacts(**paths)
+
+
+def run_tests(
+    campaign: Campaign, folder: Path, finder: Mutated | None, durations: dict[str, float], limit: float
+) -> dict[str, Any]:
+    """Run a campaign's tests in a child, until the first fails; ``limit`` is in seconds of processor time."""
+    told = folder / "told.json"
+    told.unlink(missing_ok=True)
+    began = time.time()
+    child = os.fork()
+    if not child:
+        _be_child(campaign, folder, finder, durations, limit, told)
+    status, stuck = 0, False
+    while True:
+        done, status, usage = os.wait4(child, os.WNOHANG)
+        if done:
+            break
+        # Only a test that waits gets here: processor time is limited in the child.
+        if time.time() - began > 10 * limit and not stuck:
+            os.killpg(child, signal.SIGKILL)
+            stuck = True
+        time.sleep(0.02)
+    answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status), "failed": "", "seconds": {}}
+    if told.is_file():
+        answer |= json.loads(told.read_text())
+    return answer | {"processor": usage.ru_utime + usage.ru_stime}
+
+
+def _be_child(
+    campaign: Campaign,
+    folder: Path,
+    finder: Mutated | None,
+    durations: dict[str, float],
+    limit: float,
+    told: Path,
+) -> None:
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1))
+        null = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        if finder:
+            sys.meta_path.insert(0, finder)
+        temporary = folder / "temporary"
+        shutil.rmtree(temporary, ignore_errors=True)
+        plugin = Session(folder, campaign.rebuilt, durations)
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={temporary}"]
+        code = int(pytest.main([*options, *campaign.tests], plugins=[plugin]))
+        told.write_text(json.dumps({"failed": plugin.failed, "seconds": plugin.seconds}))
+    finally:
+        os._exit(code)
+
+
+def run_campaign(
+    name: str, *, folder: Path, sample: int, seed: int, only: Sequence[str]
+) -> tuple[list[Mutant], int]:
+    """Run the tests of a module against its mutants, and return them with how many there are in all."""
+    campaign = CAMPAIGNS[name]
+    module = f"graftflow.{name}"
+    path = ROOT / "src" / (module.replace(".", "/") + ".py")
+    mutants, total = mutants_of(path, sample=sample, seed=seed)
+    mutants = [mutant for mutant in mutants if not only or mutant.name in only]
+    first = run_tests(campaign, folder, None, {}, 600.0)
+    if first["code"]:
+        raise SystemExit(f"error: tests of {name} fail unchanged: {first['failed']}; see {folder}/output.txt")
+    # Once more, since the first run may have made the artifacts.
+    plain = run_tests(campaign, folder, Mutated(module, path, path.read_text()), first["seconds"], 600.0)
+    if plain["code"]:
+        raise SystemExit(f"error: tests of {name} fail with artifacts from disk: {plain['failed']}")
+    limit = 3 * plain["processor"] + 5
+    print(
+        f"{name}: {len(mutants)} of {total} mutants, tests take {plain['processor']:.1f} s of a processor",
+        flush=True,
+    )
+    for mutant in mutants:
+        found = run_tests(campaign, folder, Mutated(module, path, mutant.source), plain["seconds"], limit)
+        code = found["code"]
+        mutant.outcome = "survived" if code == 0 else "killed" if code > 0 else "timeout"
+        mutant.killer = found["failed"]
+        if mutant.outcome == "survived":
+            print(f"survived {name} {mutant.name}\n{mutant.diff}\n", flush=True)
+    return mutants, total
+
+
+def interval(killed: int, of: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share."""
+    z, p = 1.96, killed / of
+    middle, half = p + z * z / (2 * of), z * (p * (1 - p) / of + z * z / (4 * of * of)) ** 0.5
+    return (middle - half) / (1 + z * z / of), (middle + half) / (1 + z * z / of)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run campaigns, print survivors and scores, and write all outcomes as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("modules", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; none: all")
+    parser.add_argument("--sample", type=int, default=0, help="mutants drawn a module; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the sample")
+    parser.add_argument("--only", nargs="*", default=(), help="names of mutants, such as 31:4.1")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "build" / "mutants", help="for artifacts and outcomes"
+    )
+    chosen = parser.parse_args(arguments)
+    unknown = [name for name in chosen.modules if name not in CAMPAIGNS]
+    if unknown:
+        parser.error(f"modules must be of {', '.join(CAMPAIGNS)}. Received: {', '.join(unknown)}.")
+    os.nice(19)
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    folder = chosen.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["MUTANT_FOLDER"] = str(folder)
+    os.chdir(ROOT)
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    for module in HEAVY:
+        importlib.import_module(module)
+    gc.freeze()  # or every child would walk all that TensorFlow made
+    rows = []
+    for name in chosen.modules or CAMPAIGNS:
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        mutants, total = run_campaign(
+            name, folder=folder, sample=chosen.sample, seed=chosen.seed, only=chosen.only
+        )
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = used.ru_utime + used.ru_stime - began.ru_utime - began.ru_stime
+        killed = sum(mutant.outcome != "survived" for mutant in mutants)
+        row = {
+            "module": name,
+            "total": total,
+            "run": len(mutants),
+            "killed": killed,
+            "seconds": round(seconds),
+        }
+        rows.append(row)
+        kept = [{k: v for k, v in asdict(mutant).items() if k != "source"} for mutant in mutants]
+        digest = hashlib.sha256("".join(mutant.name for mutant in mutants).encode()).hexdigest()[:8]
+        (folder / f"{name}-{digest}.json").write_text(json.dumps({**row, "mutants": kept}, indent=1))
+        low, high = interval(killed, len(mutants)) if mutants else (0.0, 1.0)
+        print(f"{row}  score {killed / max(1, len(mutants)):.3f} ({low:.3f} to {high:.3f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
