@@ -1,13 +1,15 @@
 """Unpack an archive without trusting it; a refusal is one line and leaves nothing."""
 
 import bz2
+import errno
 import gzip
 import lzma
+import math
+import os
 import re
 import stat
 import tarfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,16 +20,11 @@ from graftflow.storage import writing
 
 CHUNK = 2**20
 COMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-BROKEN = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,  # a compression that Python has not got
-    ValueError,
-    OverflowError,
-)
+DEEPEST = 64
+LONGEST_NAME = 255  # bytes, of all file systems that Linux has
+# Bytes that tarfile may read, and keep in memory, to find the next entry: long names, pax headers, maps of holes.
+MOST_HEADER_BYTES = 2**18
+MOST_GLOBAL_HEADERS = 100
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,22 @@ class _Meter:
 
 
 class _Metered:
-    """The unpacked stream of a tar file, metered."""
+    """The unpacked stream of a tar file, metered.
+
+    Attributes:
+        header_left: bytes that may still be read before an entry is found; infinite while one is unpacked.
+    """
 
     def __init__(self, stream: IO[bytes], meter: _Meter) -> None:
         self._stream, self._meter = stream, meter
+        self.header_left = math.inf
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         self._meter.count(len(data))
+        self.header_left -= len(data)
+        if self.header_left < 0:
+            raise tarfile.ReadError(f"headers of more than {MOST_HEADER_BYTES:,} bytes for one entry")
         return data
 
 
@@ -121,7 +126,7 @@ def extract(
     limits: Limits | None = None,
     name: str | None = None,
 ) -> None:
-    """Unpack a zip or tar file (plain, gzip, bzip2 or xz) into a folder.
+    """Unpack a zip (stored or deflated) or tar file (plain, gzip, bzip2 or xz) into a folder.
 
     The limits are checked against the bytes that come out, while they come out.
 
@@ -132,9 +137,9 @@ def extract(
         name: what the messages call the archive, e.g. its URL; by default its path.
 
     Raises:
-        InputError: no such file; neither zip nor tar; broken or encrypted; an entry with an
-            absolute path, with ``..``, or that is a link or a device; more than the limits; or the
-            folder cannot be written.
+        InputError: no such file; neither zip nor tar; broken or encrypted; an entry with an absolute path or ``..``,
+            too deep or too long a name, or that is a link or a device; more than the limits; or the folder cannot be
+            written.
     """
     archive = Path(archive)
     name = name or str(archive)
@@ -147,11 +152,11 @@ def extract(
             unpack(archive, folder, name, meter)
         except InputError:
             raise
-        except BROKEN as error:
-            raise _broken(name, error) from error
         except OSError as error:
-            if error.errno is not None:  # the disk's trouble, not the archive's
+            if error.errno not in (None, errno.EINVAL):  # the disk's trouble, not the archive's
                 raise
+            raise _broken(name, error) from error
+        except Exception as error:  # Python's readers raise whatever a broken archive leads to
             raise _broken(name, error) from error
 
 
@@ -192,6 +197,9 @@ def _extract_zip(archive: Path, folder: Path, name: str, meter: _Meter) -> None:
             if entry.is_dir():
                 _make_folder(path, name)
                 continue
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # zipfile unpacks what it has read of them at once: 150 bytes of bzip2 may be 200 MB.
+                raise _refusal(name, f"entry '{entry.filename}' is neither stored nor deflated")
             with unpacked.open(entry) as content:
                 _write(content, path, name, meter)
 
@@ -203,9 +211,16 @@ def _extract_tar(archive: Path, folder: Path, name: str, meter: _Meter) -> None:
         opener: Any = next((o for m, o in COMPRESSORS.items() if start.startswith(m)), None)
         stream: IO[bytes] = opener(raw) if opener else raw
         metered: Any = _Metered(stream, meter)
+        metered.header_left = MOST_HEADER_BYTES
         with tarfile.open(fileobj=metered, mode="r|", tarinfo=_StrictHeader) as unpacked:
-            for entry in unpacked:
+            while (entry := unpacked.next()) is not None:
+                metered.header_left = math.inf
+                unpacked.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                if len(unpacked.pax_headers) > MOST_GLOBAL_HEADERS:
+                    raise _refusal(name, f"more than {MOST_GLOBAL_HEADERS} global headers")
                 meter.entry()
+                if entry.size < 0:  # tarfile would take it for the end
+                    raise tarfile.ReadError(f"entry '{entry.name}' has a negative size")
                 path = _safe_path(folder, entry.name, name)
                 if entry.isdir():
                     _make_folder(path, name)
@@ -216,6 +231,8 @@ def _extract_tar(archive: Path, folder: Path, name: str, meter: _Meter) -> None:
                     _write(content, path, name, None)
                 else:
                     raise _refusal(name, f"entry '{entry.name}' is a link or a device")
+                metered.header_left = MOST_HEADER_BYTES
+        metered.header_left = math.inf
         while metered.read(CHUNK):  # to the end, so that the checksum is checked
             pass
 
@@ -228,6 +245,10 @@ def _safe_path(folder: Path, entry: str, name: str) -> Path:
         raise _refusal(name, f"entry '{entry}' leaves the folder with '..'")
     if "\0" in entry:
         raise _refusal(name, f"the name of entry {entry!r} holds a zero byte")
+    if len(parts) > DEEPEST:
+        raise _refusal(name, f"entry '{entry[:60]}…' lies more than {DEEPEST} folders deep")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise _refusal(name, f"entry '{entry[:60]}…' has a name of more than {LONGEST_NAME} bytes")
     return folder / entry
 
 

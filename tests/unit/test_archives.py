@@ -5,6 +5,7 @@ import re
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -173,6 +174,73 @@ def test_a_damaged_archive_is_broken(tmp_path: Path, suffix: str) -> None:
     content[start : start + 8] = b"\xde\xad\xbe\xef" * 2
     archive.write_bytes(content)
     assert_refused(archive, tmp_path, "is broken: ")
+
+
+def bare_header(name: str, kind: bytes, size: int) -> bytes:
+    """A tar header of any size and type, its checksum right."""
+    entry = tar_entry(name, kind)
+    entry.size = size
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+PAX = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n20 GNU.sparse.name=x\n"
+BAD_HEADERS = {
+    "long name": bare_header("x", tarfile.GNUTYPE_LONGNAME, 2**30) + bytes(2**30 >> 6),
+    "long pax header": bare_header("x", tarfile.XHDTYPE, 2**30) + b"a" * (2**30 >> 6),
+    "headers of headers": bare_header("x", tarfile.GNUTYPE_LONGNAME, 9) + b"x" * 8 + bytes(504),
+    "map of holes": bare_header("x", tarfile.XHDTYPE, len(PAX)) + PAX + bytes(512 - len(PAX) % 512),
+    "cut map of holes": bare_header("x", tarfile.GNUTYPE_SPARSE, 0)[:-30] + b"\1" * 30,
+    "negative size": bare_header("x", tarfile.REGTYPE, -512),
+    "negative pax size": bare_header("x", tarfile.XHDTYPE, 11) + b"11 size=-9\n" + bytes(501),
+}
+BAD_HEADERS["headers of headers"] *= 3000
+BAD_HEADERS["map of holes"] += bare_header("x", tarfile.REGTYPE, 2**20) + b"9" * 7 + b"\n" + b"0\n" * 2**18
+
+
+@pytest.mark.parametrize("kind", BAD_HEADERS)
+def test_headers_that_go_too_far_are_refused_before_they_take_memory(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "headers.tar"
+    archive.write_bytes(BAD_HEADERS[kind] + bare_header("a/1.jpg", tarfile.REGTYPE, 0) + bytes(1024))
+    tracemalloc.start()
+    try:
+        assert_refused(archive, tmp_path, "is broken: |is refused: ")
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_zipfile_unpacks_at_once_is_refused(tmp_path: Path, compression: int) -> None:
+    archive = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(archive, "w", compression) as file:
+        file.writestr("cat/1.bmp", bytes(30 * 2**20))
+    tracemalloc.start()
+    try:
+        assert_refused(archive, tmp_path, "'cat/1.bmp' is neither stored nor deflated")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("a" * 300, "has a name of more than 255 bytes"),
+        ("ü" * 130, "has a name of more than 255 bytes"),
+        ("a/" * 70 + "1.jpg", "lies more than 64 folders deep"),
+        ("a/" * 30_000 + "1.jpg", "lies more than 64 folders deep"),
+        ("../\x1b[31mred\nline\x9b", r"'\.\./\\x1b\[31mred line\\x9b' leaves the folder"),
+    ],
+    ids=["long name", "long in bytes", "deep", "very deep", "escape sequences"],
+)
+def test_names_that_no_disk_takes_are_refused_in_one_line(
+    tmp_path: Path, suffix: str, name: str, pattern: str
+) -> None:
+    assert_refused(make_archive(tmp_path, suffix, {"a/1.jpg": CONTENT, name: CONTENT}), tmp_path, pattern)
 
 
 def test_an_encrypted_zip_is_refused(tmp_path: Path) -> None:
