@@ -28,6 +28,7 @@ PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(cal
 	$(call given,IDEAL_STEPS,ideal-steps) $(call given,VERSION,version) $(call given,STORE,store) \
 	$(call given,MODEL_NAME,model-name) $(call given,LABEL,label) $(call given,RUNS,runs)
 
+CODE := src components pipelines manifests benchmarks dependencies
 STORE ?= models
 MODEL_NAME ?= graftflow
 PORT ?= 8501
@@ -151,8 +152,16 @@ test-images: $(TEST_READY) ## Build the images without a registry and run every 
 images: ## Build the steps' images: make images TARGETS=cpu BASE_IMAGE=… CONTAINER_TOOL=podman REGISTRY=…
 	@$(foreach name,TARGETS BASE_IMAGE CONTAINER_TOOL REGISTRY BUILD_FLAGS,$(if $($(name)),$(name)='$($(name))')) docker/build.sh
 
-lint: $(TEST_READY) ## Check style and form
+lint: $(TEST_READY) ## Check style, form and security rules
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive $(CODE)
+
+.PHONY: audit sbom
+audit: $(TEST_READY) ## Locks, licences, known vulnerabilities; ends with 3 where no advisory service answers (FLAGS=--offline)
+	@$(PY) -m dependencies.audit $(FLAGS)
+
+sbom: $(TEST_READY) ## Bills of material of the images, into build/sbom: make sbom BASE_IMAGE=…
+	@$(PY) -m dependencies.sboms $(if $(BASE_IMAGE),--base-image='$(BASE_IMAGE)')
 
 types: $(TEST_READY) ## Check types (strict on the library)
 	@$(PY) -m mypy
