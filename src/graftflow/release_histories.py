@@ -5,6 +5,7 @@
 not; and where it agrees with neither, somebody changed it by hand, which becomes an event of its own.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -131,8 +132,14 @@ def in_effect(events: Sequence[Event], labels: Mapping[str, int] | None) -> list
     return [*kept, event("found", version, replaced=before.labels.get(changed), labels=dict(labels))]
 
 
+def noted_sha256(events: Sequence[Event], version: int) -> str:
+    """Return what was noted last of the bytes of a version's folder, or ``""``."""
+    noted = [str(e["sha256"]) for e in events if e["version"] == version and e.get("sha256")]
+    return noted[-1] if noted else ""
+
+
 class Histories:
-    """The events of every model of a store.
+    """The events of every model of a store; their own SHA-256 stands beside them in the file.
 
     Args:
         text: of the file; ``None`` where there is none.
@@ -147,11 +154,16 @@ class Histories:
             self._content = json.loads(text) if text is not None else {"models": {}}
             for name, events in self._content["models"].items():
                 _check(name, events)
+            if self._content.get("sha256", _digest(self._content["models"])) != _digest(
+                self._content["models"]
+            ):
+                raise ValueError("its events are not those that its sha256 is of")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{place} must be the history of releases, in JSON. Received: {type(error).__name__}: {reason}. "
-                "Nothing was changed: put it right, or move it away to begin a new one from models.config"
+                "Nothing was changed: put it right (its line sha256 may go), or move it away to begin a new one from "
+                "models.config"
             ) from error
 
     def events(self, model_name: str) -> list[Event]:
@@ -165,7 +177,12 @@ class Histories:
     def with_events(self, model_name: str, events: Sequence[Event]) -> str:
         """Return the file's text with a model's events replaced; what else stands in it stays."""
         models = {**self._content["models"], model_name: list(events)}
-        return json.dumps({**self._content, "models": models}, indent=2, ensure_ascii=False) + "\n"
+        content = {**self._content, "models": models, "sha256": _digest(models)}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _digest(models: Any) -> str:
+    return hashlib.sha256(json.dumps(models, sort_keys=True).encode()).hexdigest()
 
 
 def _check(name: str, events: Any) -> None:

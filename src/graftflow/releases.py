@@ -149,7 +149,7 @@ def release(
         labels = {**standing.labels, label: version}
         if label == "stable" and standing.canary == version:
             del labels["canary"]
-        _check_there(model, version)
+        _check_there(model, version, sha256=str((facts or {}).get("sha256", "")))
         action = "deploy" if label == "stable" else "canary"
         return event(action, version, replaced=standing.labels.get(label), labels=labels, facts=facts)
 
@@ -165,7 +165,8 @@ def promote(*, store: str, model_name: str, version: int | None = None) -> Relea
         version: ``None`` for the canary.
 
     Raises:
-        InputError: where there is no canary, the version is not there, or the store's files are not in order.
+        InputError: where there is no canary, the version is not there or damaged, or the store's files are not in
+            order.
     """
 
     def change(model: _Open) -> Event | None:
@@ -196,7 +197,7 @@ def rollback(*, store: str, model_name: str) -> Release:
         model_name: the model's folder in the store.
 
     Raises:
-        InputError: where none was stable before, its folder is gone, or the store's files are not in order.
+        InputError: where none was stable before, its folder is gone or damaged, or the store's files are not in order.
     """
 
     def change(model: _Open) -> Event | None:
@@ -322,12 +323,21 @@ def _check_wanted(model: _Open, version: int, label: str) -> None:
         )
 
 
-def _check_there(model: _Open, version: int) -> None:
+def _check_there(model: _Open, version: int, *, sha256: str = "") -> None:
+    """Check that a version is in the store, and that its bytes are those of ``sha256`` or, without it, as noted."""
     if version not in model.versions:
         raise InputError(
             f"A version must be whole and in the store to get a label. Received: version {version} of "
             f"'{model.model_name}', which {model.store.base_path(model.model_name)} lacks. "
             f"Versions there: {_listed(model.versions)}"
+        )
+    noted = sha256 or release_histories.noted_sha256(model.events, version)
+    if noted and (found := model.store.digest(model.model_name, version)) != noted:
+        raise InputError(
+            f"A version must have the bytes that were published to get a label. Received: version {version} of "
+            f"'{model.model_name}' in {model.store.base_path(model.model_name)} with the sha256 {found}, not {noted}, "
+            f"which {release_histories.FILE} notes. Remove its folder and deploy its export again, or name another of "
+            f"the versions {_listed(model.versions)}"
         )
 
 

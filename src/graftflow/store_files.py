@@ -6,8 +6,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from graftflow.deployment import ENTRY, VERSION, check_store, local_store, store_errors
-from graftflow.files import atomic_file, sync
+from graftflow.deployment import (
+    ENTRY,
+    VERSION,
+    check_store,
+    local_store,
+    store_errors,
+    stored_digest,
+    stored_files,
+)
+from graftflow.files import atomic_file, sha256_directory, sync
 from graftflow.locks import locked
 
 # What TensorFlow Serving calls the schemes that fsspec has other names for.
@@ -104,6 +112,19 @@ class StoreFiles:
         """
         with self._errors(self.base_path(model_name)):
             return sorted(int(name) for name in self._entries(model_name) if VERSION.fullmatch(name))
+
+    def digest(self, model_name: str, version: int) -> str:
+        """Return what :func:`graftflow.files.sha256_directory` says of a version's folder.
+
+        Raises:
+            InputError: where the store refuses.
+        """
+        with self._errors(self.base_path(model_name)):
+            if self._folder is not None:
+                return sha256_directory(self._folder / model_name / str(version))
+            filesystem: Any = self._filesystem
+            filesystem.invalidate_cache()
+            return stored_digest(filesystem, stored_files(filesystem, f"{self._base}/{model_name}/{version}"))
 
     def _entries(self, model_name: str) -> list[str]:
         if self._folder is not None:

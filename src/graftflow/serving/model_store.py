@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftflow.serving.config_texts import ModelSettings
+from graftflow.serving.published_bytes import refuse_damaged
 from graftflow.serving.status import Code, ServingError
 
 if TYPE_CHECKING:  # TensorFlow is loaded by `saved_models`, not by importing this module
@@ -52,9 +53,10 @@ class ModelStore:
 
     A version is a folder with a number for a name. A new one is loaded and warmed while the old one
     answers; then it takes over in one assignment, and requests that still run keep the old one in
-    memory until they end. A version that does not load is reported in the status and tried again
-    a few times, and whenever its files change; until then, under the policy of the latest, the next
-    older one serves. A missing or empty base path unloads nothing.
+    memory until they end. A version that does not load, or whose files are not those that its store
+    notes, is reported in the status and tried again a few times, and whenever its files change; until
+    then, under the policy of the latest, the next older one serves. A missing or empty base path
+    unloads nothing.
 
     Args:
         settings: the model's name, base path and policy.
@@ -164,6 +166,7 @@ class ModelStore:
         self._set(VersionStatus(number, "LOADING"))
         log.info("loading version %d of %s", number, self.name)
         try:
+            refuse_damaged(path)
             loaded = self._load(number, path)
         except Exception as error:  # a version can be broken in any way; the others must serve on
             if not isinstance(error, ServingError):
