@@ -9,7 +9,7 @@ even with its names restricted: nine bytes make it fill a table of gigabytes, an
 was checked before.
 """
 
-import pickletools
+import pickletools  # nosec B403 # names the opcodes; nothing is unpickled
 import struct
 import warnings
 from collections import OrderedDict
