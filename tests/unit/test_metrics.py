@@ -58,6 +58,42 @@ def test_every_resample_is_the_figure_of_the_pictures_it_drew() -> None:
             assert metric(counts, probabilities, labels)[row] == pytest.approx(metric(whole, p, y)[0])
 
 
+def test_resamples_are_draws_that_a_seed_fixes() -> None:
+    counts = metrics.bootstrap_counts(40, resamples=300, seed=3)
+    assert counts.shape == (301, 40)
+    assert (counts[0] == 1).all()
+    assert (counts[1:] != 1).any(axis=1).all()
+    assert counts[1:].mean(axis=0) == pytest.approx(np.ones(40), abs=0.3)  # five deviations
+    assert np.array_equal(counts, metrics.bootstrap_counts(40, resamples=300, seed=3))
+    assert not np.array_equal(counts, metrics.bootstrap_counts(40, resamples=300, seed=4))
+    assert metrics.bootstrap_counts(1, resamples=1, seed=0).tolist() == [[1], [1]]
+
+
+def test_a_class_that_is_not_there_is_left_out_of_the_area() -> None:
+    probabilities, labels = sample(4)
+    kept = labels < 2
+    p, y = probabilities[kept], labels[kept]
+    expected = np.mean([exact.roc_auc_score(y == c, p[:, c]) for c in (0, 1)])
+    # The second row draws class 0 alone: it has no area.
+    counts = np.stack([np.ones(len(y)), y == 0])
+    assert metrics.area_under_roc(counts, p, y) == pytest.approx([expected, np.nan], nan_ok=True)
+
+
+def test_calibration_is_that_of_fifteen_bins() -> None:
+    probabilities, labels = sample(3, 2000)
+    probabilities = probabilities.astype(np.float32)
+    top, right = probabilities.max(axis=1).astype(float), probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, 16)
+    bins = [(low < top) & (top <= high) for low, high in zip(edges[:-1], [*edges[1:-1], 2], strict=True)]
+    expected = sum(abs(right[b].mean() - top[b].mean()) * b.mean() for b in bins if b.any())
+    counts = np.ones((1, len(labels)))
+    assert metrics.calibration_error(counts, probabilities, labels)[0] == pytest.approx(expected)
+    curve = metrics.calibration_curve(probabilities, labels)
+    assert [part["count"] for part in curve] == [b.sum() for b in bins if b.any()]
+    assert [part["accuracy"] for part in curve] == pytest.approx([right[b].mean() for b in bins if b.any()])
+    assert [part["confidence"] for part in curve] == pytest.approx([top[b].mean() for b in bins if b.any()])
+
+
 def test_calibration_error_of_a_known_case() -> None:
     # Ten pictures at confidence 0.8, six of them right: a gap of 0.2.
     probabilities = np.tile([0.8, 0.2], (10, 1))
@@ -66,6 +102,14 @@ def test_calibration_error_of_a_known_case() -> None:
     assert metrics.calibration_error(counts, probabilities, labels)[0] == pytest.approx(0.2)
     curve = metrics.calibration_curve(probabilities, labels)
     assert curve == [{"confidence": pytest.approx(0.8), "accuracy": 0.6, "count": 10}]
+
+
+def test_an_interval_is_made_of_percentiles_of_the_defined_resamples() -> None:
+    values = np.array([7.0, *range(101), np.nan, np.inf])
+    assert metrics.with_interval(values, confidence=0.9) == pytest.approx({"value": 7, "low": 5, "high": 95})
+    nothing = metrics.with_interval(np.array([np.nan, np.nan]), confidence=0.9)
+    assert nothing == {"value": None, "low": None, "high": None}
+    assert metrics.with_interval(np.array([0.5, np.nan]), confidence=0.9)["low"] is None
 
 
 def test_interval_holds_the_value_and_shrinks_with_more_pictures() -> None:
@@ -116,6 +160,26 @@ def test_roc_curve_is_finite_and_bounded(num_classes: int) -> None:
     assert curve["threshold"] == sorted(curve["threshold"], reverse=True)
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_roc_curve_is_that_of_scikit_learn(num_classes: int) -> None:
+    probabilities, labels = sample(num_classes)
+    if num_classes == 2:
+        false_positive, true_positive, threshold = exact.roc_curve(labels, probabilities[:, 1])
+    else:
+        decisions = (labels[:, None] == np.arange(num_classes)).ravel()
+        false_positive, true_positive, threshold = exact.roc_curve(decisions, probabilities.ravel())
+    curve = metrics.roc_curve(probabilities, labels, points=1000)
+    assert curve["false_positive_rate"] == false_positive.tolist()
+    assert curve["true_positive_rate"] == true_positive.tolist()
+    assert curve["threshold"] == [1.0, *np.minimum(threshold[1:], 1)]
+    few = metrics.roc_curve(probabilities, labels, points=10)
+    assert len(few["threshold"]) == 10
+    assert (few["threshold"][0], few["threshold"][-1]) == (1.0, threshold[-1])
+    assert set(few["threshold"]) <= set(curve["threshold"])
+
+
 def test_no_pictures_is_refused() -> None:
     with pytest.raises(InputError, match="at least one picture"):
         metrics.bootstrap_counts(0, resamples=10, seed=0)
+    with pytest.raises(InputError, match="resamples must be at least 1. Received: 0"):
+        metrics.bootstrap_counts(10, resamples=0, seed=0)
