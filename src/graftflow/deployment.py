@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from graftflow.errors import InputError
-from graftflow.files import read_json, remove, sha256_directory, sync
+from graftflow.files import read_json, remove, remove_asides, sha256_directory, sync
+from graftflow.locks import locked
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -187,25 +188,34 @@ def _deploy_local(folder: Path, model: Path, version: str, digest: str) -> Deplo
             return _already(final, version, digest)
         missing = [p for p in (model, *model.parents) if not p.exists()]
         model.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".partial", dir=model))
         try:
-            aside.chmod(0o755)
-            _copy(folder, aside)
-            if sha256_directory(aside) != digest:
-                raise OSError(errno.EIO, "what was written reads back differently")
-            try:
-                aside.rename(final)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                return _already(final, version, digest)  # another deployment was faster
-            sync(model)
+            with locked(model):
+                return _publish(folder, final, version, digest)
         finally:
-            remove(aside)
             if not final.exists():
                 for path in missing:
                     if path.is_dir() and not any(path.iterdir()):
                         path.rmdir()
+
+
+def _publish(folder: Path, final: Path, version: str, digest: str) -> Deployment:
+    """Copy a version under its name; the caller holds the model's lock, so that what lies aside is of killed ones."""
+    remove_asides(final.parent)
+    aside = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".partial", dir=final.parent))
+    try:
+        aside.chmod(0o755)
+        _copy(folder, aside)
+        if sha256_directory(aside) != digest:
+            raise OSError(errno.EIO, "what was written reads back differently")
+        try:
+            aside.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return _already(final, version, digest)  # another deployment was faster
+        sync(final.parent)
+    finally:
+        remove(aside)
     return Deployment(str(final), version, "published")
 
 

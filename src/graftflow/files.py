@@ -1,6 +1,7 @@
 """Artifacts on disk: written aside, then renamed, so that a killed step leaves nothing half-written."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -35,16 +36,42 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     aside.chmod(0o755)
     try:
         yield aside
-        remove(final)
-        os.replace(aside, final)
+        _put_in_place(aside, final)
     except BaseException as error:
-        free = shutil.disk_usage(aside).free
+        free = shutil.disk_usage(final.parent).free
         shutil.rmtree(aside, ignore_errors=True)
         if free < _FULL and not isinstance(error, InputError | KeyboardInterrupt):
             raise InputError(
                 f"The disk must have room for '{final.name}'. Received: no space left in '{final.parent}'"
             ) from error
         raise
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    """Give a finished folder its name; what had it is removed under another one, so that nobody sees half of it."""
+    if not os.path.lexists(final):
+        os.replace(aside, final)
+        return
+    before = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    os.replace(final, before / "replaced")
+    try:
+        os.replace(aside, final)
+    except BaseException:
+        os.replace(before / "replaced", final)
+        raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def remove_asides(folder: Path, name: str = "") -> None:
+    """Remove what killed processes wrote aside in a folder.
+
+    Args:
+        folder: in which no other process writes, of what is removed.
+        name: of the file or folder that it was to become; empty for any.
+    """
+    for aside in folder.glob(f".{glob.escape(name) + '.' if name else ''}*.partial*"):
+        remove(aside)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from graftflow.catalogues import check_catalogue, open_catalogue
 from graftflow.downloads import download
 from graftflow.embedded import open_closeups, open_digits
 from graftflow.errors import InputError, unknown_name
-from graftflow.files import sha256_file
+from graftflow.files import remove_asides, sha256_file
 from graftflow.folders import check_folder, descend, open_folder
 from graftflow.locks import locked
 from graftflow.pictures import Source
@@ -169,6 +169,7 @@ def _unpack(value: str, sha256: str, scratch: Path, cache: Path | None, mirrors:
     unpacked.parent.mkdir(parents=True, exist_ok=True)
     with locked(unpacked):
         if not unpacked.is_dir():
+            remove_asides(unpacked.parent, unpacked.name)
             extract(archive, unpacked, name=shown(value))
     return unpacked
 

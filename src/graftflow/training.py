@@ -230,6 +230,7 @@ def _workplace(destination: Path, cache: str | Path | None, facts: dict[str, Any
         with locked_if_free(folder) as free:
             if free:
                 folder.mkdir(exist_ok=True)
+                files.remove_asides(folder)
                 yield folder
                 shutil.rmtree(folder, ignore_errors=True)
                 return
