@@ -26,6 +26,7 @@ BATCH_BYTES = 16 * 2**20
 # Asked in turn until the model has one: all classes by name, or what every model of ours and most others have.
 _SIGNATURES = ("ranked", "serving_default")
 _NO_SIGNATURE = re.compile(r"signature.*not found", re.IGNORECASE)
+_BAD_REQUEST = ("HTTP 400", "INVALID_ARGUMENT")
 _NO_LABEL = re.compile(r"unrecognized servable version label", re.IGNORECASE)
 
 
@@ -248,7 +249,9 @@ class Client:
         except ServerUnreachableError:
             raise
         except InputError as error:
-            found = [error] if len(batch) == 1 else [self._alone(data) for data in batch]
+            found = (
+                [self._anew(batch[0], error)] if len(batch) == 1 else [self._alone(data) for data in batch]
+            )
         for place, answer in zip(places, found, strict=True):
             answers[place] = answer
 
@@ -258,6 +261,24 @@ class Client:
         except ServerUnreachableError:
             raise
         except InputError as error:
+            return self._anew(data, error)
+
+    def _anew(self, data: bytes, error: InputError) -> Ranking | InputError:
+        """Ask about a picture once more, written anew, where the server cannot decode what Pillow can.
+
+        ``download_data`` writes such a picture anew as well, so that the answer is that of the evaluation.
+        """
+        if self._as_is or not isinstance(error, RefusedError) or error.code not in _BAD_REQUEST:
+            return error
+        from graftflow.encodings import encode
+        from graftflow.pictures import Unusable
+
+        try:
+            plain = encode(data, reason="refused").data
+            return error if plain == data else self.rankings([plain])[0]
+        except ServerUnreachableError:
+            raise
+        except (Unusable, InputError):
             return error
 
     def _ask(self, ask: Callable[[], list[Any]], deadline: Deadline) -> list[Any]:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -136,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    # What is wrong with a picture is told in a line of ours; Pillow's remarks would only repeat it.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with client:
             pictures = listed_sources() if options.stdin_list else sources(options.images)
