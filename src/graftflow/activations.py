@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import datasets, files
+from graftflow import datasets, files, seals
 from graftflow.augmentation import augment
 from graftflow.preprocessing import decode
 from graftflow.progress import Progress
@@ -50,7 +50,7 @@ class ViewSource:
         input_size: side of the pictures in pixels.
         num_views: epoch e sees view ``e % num_views``, computed when it is first asked for; 0 computes a new view
             for each epoch and keeps none.
-        folder: where views are kept; finished ones that lie there are used.
+        folder: where views are kept; finished ones that lie there are used, once their digest was checked.
         batch_size: pictures a batch.
         seed: fixes the views and the order of the pictures.
         augmentation: see :func:`graftflow.augmentation.augment`.
@@ -72,6 +72,7 @@ class ViewSource:
         self._dataset_path, self._trunk, self._shape = dataset_path, trunk, shape
         self._input_size, self._num_views, self._folder = input_size, num_views, folder
         self._batch_size, self._seed, self._augmentation = batch_size, seed, augmentation
+        self._intact: set[Path] = set()
         self.num_pictures = datasets.split_size(dataset_path, "train")
         records = datasets.read_split(dataset_path, "train").map(lambda record: record["label"])
         self.labels = np.fromiter(records.as_numpy_iterator(), np.int64, self.num_pictures)
@@ -96,8 +97,11 @@ class ViewSource:
     def _view(self, index: int) -> Array:
         """Return a view of all pictures, ``float16 (n, …)``, mapped from the disk."""
         path = self._folder / f"view-{index}.npy"
-        if path.exists():
+        if path in self._intact or seals.ends_with_digest(path):
+            self._intact.add(path)
             return np.asarray(np.load(path, mmap_mode="r"))
+        if path.exists():
+            print(f"The view '{path}' is cut or altered, and is computed again.", flush=True)
         label = f"view {index + 1} of {self._num_views} at the cut"
         progress = Progress(label, total=self.num_pictures, unit="pictures")
         with files.atomic_file(path) as aside:
@@ -110,6 +114,8 @@ class ViewSource:
                 done += len(activations)
                 progress.advance(len(activations))
             written.flush()
+            seals.end_with_digest(aside)
+        self._intact.add(path)
         return np.asarray(np.load(path, mmap_mode="r"))
 
     def _fresh(self, number: int) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import distribution, files
+from graftflow import distribution, files, seals
 from graftflow.activations import ViewSource
 from graftflow.adversarial_training import RISE, Adversary, has_collapsed, preference
 from graftflow.augmentation import mix
@@ -202,7 +203,8 @@ class Trainer:
         Args:
             source: training batches.
             validation: activations (with an adversary pixels) and labels that choose the epoch.
-            checkpoint: a file; a damaged one is not used.
+            checkpoint: a file; the one of the epoch before lies beside it. A damaged one is told of and not used:
+                the earlier one is, or training begins anew, with the same result.
             least_accuracy: what an epoch of adversarial training must reach without attack.
 
         Returns:
@@ -213,7 +215,11 @@ class Trainer:
         (least_accuracy,) = distribution.agreed([least_accuracy])
         policies = self._set_policies()
         state = _State(history=[], best=[v.numpy() for v in self._model.trainable_variables])
-        if resumed := _read_checkpoint(checkpoint, self._variables(), len(state.best)):
+        kept_states = (
+            _read_checkpoint(path, self._variables(), len(state.best))
+            for path in (checkpoint, _earlier(checkpoint))
+        )
+        if resumed := next(filter(None, kept_states), None):
             state, values = resumed
             for variable, value in zip(self._variables(), values, strict=True):
                 variable.assign(value)
@@ -326,16 +332,27 @@ def score(logits: Array, labels: Array) -> dict[str, float]:
     return {"accuracy": float((wide.argmax(axis=1) == labels).mean()), "log_loss": log_loss(wide, labels)}
 
 
+def _earlier(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.earlier")
+
+
 def _write_checkpoint(path: Path, state: _State, variables: list[Any]) -> None:
     arrays = {f"variable-{i}": variable.numpy() for i, variable in enumerate(variables)}
     arrays |= {f"best-{i}": value for i, value in enumerate(state.best)}
     arrays["history"] = np.frombuffer(json.dumps(state.history).encode(), np.uint8)
-    with files.atomic_file(path) as aside, aside.open("wb") as file:
-        np.savez(file, **arrays)
+    with files.atomic_file(path) as aside:
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)
+        seals.end_with_digest(aside)
+        if path.exists():
+            os.replace(path, _earlier(path))
 
 
 def _read_checkpoint(path: Path, variables: list[Any], num_best: int) -> tuple[_State, list[Array]] | None:
     """Return state and values of variables, or None where there is no checkpoint, or a damaged or foreign one."""
+    if path.exists() and not seals.ends_with_digest(path):
+        print(f"The checkpoint '{path}' is cut or altered, and is not used.", flush=True)
+        path.unlink()
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = [arrays[f"variable-{i}"] for i in range(len(variables))]

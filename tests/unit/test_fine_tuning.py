@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import keras
 import numpy as np
 import pytest
 
-from graftflow import fine_tuning
+from graftflow import fine_tuning, seals
 from graftflow.errors import InputError
 from graftflow.fine_tuning import Trainer, resolve_precision, score
 from graftflow.recipes import Recipe
+from tests.unit.damages import damage
 
 NUM_PICTURES, NUM_CLASSES = 48, 3
 
@@ -213,18 +215,57 @@ def test_a_killed_training_goes_on_with_the_result_of_an_unbroken_one(tmp_path: 
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "nonsense"])
-def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, damage: str) -> None:
-    expected = fit(build_tail(), tmp_path)
-    path = tmp_path / "checkpoint.npz"
-    content = bytearray(path.read_bytes())
-    if damage == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        content[len(content) // 3] ^= 255
-        path.write_bytes(content)
-    else:
-        path.write_bytes(b"nonsense")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], list[np.ndarray]]:
+    """The folder of an unbroken training, with its checkpoints, its history and its weights."""
+    folder, tail = tmp_path_factory.mktemp("trained"), build_tail()
+    history = fit(tail, folder)
+    return folder, history, tail.get_weights()
+
+
+@pytest.mark.parametrize(("kind", "both"), [("flip", False), ("delete", False), ("cut", True)])
+def test_a_damaged_checkpoint_is_told_of_and_the_earlier_one_used(
+    trained, tmp_path: Path, kind: str, both: bool, capsys
+) -> None:
+    kept, expected, weights = trained
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    again, path = build_tail(), tmp_path / "checkpoint.npz"
+    damaged = [path, path.with_name("checkpoint.npz.earlier")][: 2 if both else 1]
+    for file in damaged:
+        damage(file, kind, seed=4)
+    source = Clusters()
+    assert fit(again, tmp_path, source) == expected
+    assert source.epochs == ([0, 1, 2, 3] if both else [3])
+    for one, other in zip(weights, again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    told = capsys.readouterr().out
+    for file in damaged:
+        assert (f"The checkpoint '{file}' is cut or altered, and is not used." in told) == (kind != "delete")
+
+
+def test_a_checkpoint_with_any_turned_bit_is_not_used(trained, tmp_path: Path) -> None:
+    """Not all of these bits are in what a zip file's own checksums cover."""
+    path = Path(shutil.copy(trained[0] / "checkpoint.npz", tmp_path))
+    intact, model = path.read_bytes(), build_tail()
+    trainer = build_trainer(model)
+    for bit in np.random.default_rng(0).integers(0, 8 * len(intact), 60):
+        changed = bytearray(intact)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        assert (
+            fine_tuning._read_checkpoint(path, trainer._variables(), len(model.trainable_variables)) is None
+        )
+    path.write_bytes(intact)
+    assert fine_tuning._read_checkpoint(path, trainer._variables(), len(model.trainable_variables))
+
+
+@pytest.mark.parametrize("kind", ["nonsense", "foreign"])
+def test_a_foreign_checkpoint_is_not_used(trained, tmp_path: Path, kind: str) -> None:
+    expected, path = trained[1], tmp_path / "checkpoint.npz"
+    path.write_bytes(b"nonsense")
+    if kind == "foreign":
+        np.savez(path, values=np.zeros(3))
+        seals.end_with_digest(path)
     source = Clusters()
     assert fit(build_tail(), tmp_path, source) == expected
     assert source.epochs == [0, 1, 2, 3]

@@ -10,6 +10,7 @@ from graftflow import activations, backbones, files, fine_tuning, heads, trainin
 from graftflow.calibration import with_temperature
 from graftflow.errors import InputError
 from graftflow.recipes import Recipe
+from tests.unit.damages import damage
 
 
 def settings(artifacts, **changes) -> dict:
@@ -131,6 +132,30 @@ def test_a_killed_step_computes_no_view_again(artifacts, tmp_path: Path, monkeyp
     assert len(summary["history"]) == 2
     # Done: nothing waits for another try.
     assert not list((tmp_path / "cache").rglob("*.np[yz]"))
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip", "empty"])
+def test_a_damaged_view_is_told_of_and_computed_again(artifacts, tmp_path: Path, kind: str, capsys) -> None:
+    source = activations.ViewSource(
+        artifacts.dataset,
+        lambda pixels: pixels[:, ::32, ::32],
+        shape=(7, 7, 3),
+        input_size=224,
+        num_views=1,
+        folder=tmp_path,
+        batch_size=8,
+        seed=0,
+        augmentation="light",
+    )
+    before = [values.copy() for values, _ in source.epoch(0)]
+    (view,) = tmp_path.iterdir()
+    intact = view.read_bytes()
+    damage(view, kind, seed=2)
+    vars(source)["_intact"].clear()  # as a later process, which has written none
+    for one, other in zip(before, (values for values, _ in source.epoch(0)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert view.read_bytes() == intact
+    assert f"The view '{view}' is cut or altered, and is computed again." in capsys.readouterr().out
 
 
 def test_large_views_are_not_kept() -> None:
