@@ -30,6 +30,7 @@ from pipelines.console import RunConsole
 from pipelines.loops import end_children, interruptible_loops
 from pipelines.run_index import Run, Step
 from pipelines.settings import STEPS
+from pipelines.step_processes import forked_steps
 from pipelines.transfer_learning import NAME
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,7 +217,7 @@ def run_pipeline(
         observer = Observer(run, locate=locate, cache=cache, log=log, console=console, steps=steps)
         stream = LineWriter(observer.line)
         checked = checked_cache(str(cache), console.say)
-        with _observed(stream), interruptible_loops(), docker_runner.truthful(), checked:
+        with _observed(stream), interruptible_loops(), docker_runner.truthful(), checked, forked_steps():
             try:
                 pipeline(**values)
             except KeyboardInterrupt:
