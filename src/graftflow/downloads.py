@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -47,17 +47,17 @@ def download(
     A source is asked again, with growing pauses, after a lost connection or an answer that may change (408, 425,
     429, 5xx; ``Retry-After`` is kept, up to two minutes), as long as tries bring new bytes and five times beyond;
     other answers (404, …) lead to the next source. What came stays in ``NAME.part`` beside the destination, also
-    after a kill, and the next call goes on behind it where the server's file is the same (``Range``,
-    ``If-Range``: RFC 9110, sections 13.1.5 and 14.2) or ``sha256`` will prove it. A second process waits for the
-    first one. Object stores start anew: their own libraries try again.
+    after a kill, and the next call goes on behind it, as far as it is as it came, where the server's file is the same
+    (``Range``, ``If-Range``: RFC 9110, sections 13.1.5 and 14.2) or ``sha256`` will prove it. A second process waits
+    for the first one. Object stores start anew: their own libraries try again.
 
     Args:
         urls: sources of the same file, tried in order: ``http(s)://``, or what fsspec knows, e.g. ``gs://``.
         destination: the file to write; its folder is made.
         sha256: 64 hexadecimal digits, or ``""`` where it is not known. A file that is there and has it is taken.
         size: bytes, where known.
-        revalidate: keep the file's origin in ``NAME.origin.json``, and take a file that is there unless its server
-            has another one now. A server that cannot be asked does not matter.
+        revalidate: keep the file's origin and SHA-256 in ``NAME.origin.json``, and take a file that is there, and
+            has this SHA-256, unless its server has another one now. A server that cannot be asked does not matter.
         name: what messages call the file; by default its name at the destination.
 
     Returns:
@@ -79,7 +79,9 @@ def download(
                 known = Origin.read(origin_json) if revalidate and not sha256 else None
                 if sha256 == digest or (just_made and not sha256):
                     return digest
-                if known and _unchanged(known, path, sources):
+                if known and known.sha256 != digest:
+                    print(f"the kept {path.name} is cut or altered, and is fetched again", flush=True)
+                elif known and _unchanged(known, path, sources):
                     return digest
                 if sha256:
                     path.unlink()  # it is not what it should be, whatever comes now
@@ -91,7 +93,7 @@ def download(
                 if not part.size:
                     part.drop()
             if revalidate:  # last: a file beside the origin of the one before it is only fetched again
-                write_json(origin_json, asdict(origin))
+                write_json(origin_json, asdict(replace(origin, sha256=digest)))
             return digest
 
 
@@ -179,7 +181,7 @@ def _unchanged(origin: Origin, path: Path, sources: Sequence[str]) -> bool:
             if response.status_code == 200:
                 length = response.headers.get("Content-Length", "")
                 now = Origin.of(url, response.headers, int(length) if length.isdigit() else None)
-                return now == origin and bool(now.etag or now.last_modified or now.length)
+                return now == replace(origin, sha256="") and bool(now.etag or now.last_modified or now.length)
             if response.status_code == 304:
                 return True
             problem = f"status {response.status_code}"

@@ -1,9 +1,12 @@
 """One try at one source: what is asked for, what its answer means, and where the bytes wait for the next try."""
 
+import hashlib
+import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -41,12 +44,16 @@ class PassingError(Exception):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where bytes came from: what a later try must find unchanged to go on with them."""
+    """Where bytes came from: what a later try must find unchanged to go on with them.
+
+    Of a whole file also what they were: ``sha256``.
+    """
 
     url: str
     etag: str = ""
     last_modified: str = ""
     length: int | None = None
+    sha256: str = ""
 
     @property
     def validator(self) -> str:
@@ -66,12 +73,39 @@ class Origin:
 
 
 class Part:
-    """The unfinished file beside the destination, ``NAME.part``, and ``NAME.part.json``, its origin."""
+    """The unfinished file beside the destination, ``NAME.part``, and what is known of it.
+
+    ``NAME.part.json`` is its origin, ``NAME.part.sums`` has length and SHA-256 of each chunk in the order in which they
+    came. What an earlier process left is cut to the chunks that are still so: a disk may have changed it, and without a
+    checksum of the whole nobody would find out.
+    """
 
     def __init__(self, destination: Path, name: str) -> None:
         self.path = destination.with_name(f"{destination.name}.part")
         self._json = destination.with_name(f"{destination.name}.part.json")
+        self._sums = destination.with_name(f"{destination.name}.part.sums")
         self.name = name
+        self._cut()
+
+    def _cut(self) -> None:
+        size, good, lines = self.size, 0, 0
+        if not size:
+            return
+        sums = self._sums.read_bytes() if self._sums.is_file() else b""
+        with self.path.open("rb") as file:
+            for match in re.finditer(rb"(\d{1,7}) ([0-9a-f]{64})\n", sums):
+                length = int(match[1])
+                data = file.read(length) if match.start() == lines and length <= MIB else b""
+                if hashlib.sha256(data).hexdigest().encode() != match[2]:
+                    break
+                good, lines = good + length, match.end()
+        if good < size:
+            print(
+                f"download of {self.name}: {size - good:,} bytes of an earlier try are cut or altered",
+                flush=True,
+            )
+            os.truncate(self.path, good)
+            self._sums.write_bytes(sums[:lines])
 
     @property
     def size(self) -> int:
@@ -84,13 +118,20 @@ class Part:
     def begin(self, origin: Origin) -> None:
         """Empty the file before its new origin is noted: a kill between the two loses bytes, not truth."""
         self.path.open("wb").close()
+        self._sums.open("wb").close()
         write_json(self._json, asdict(origin))
 
-    def append(self) -> IO[bytes]:
-        return self.path.open("ab")
+    def append(self, chunks: Iterator[bytes]) -> Generator[bytes]:
+        """Yield chunks of at most 1 MiB, each once it is written behind what is there."""
+        with self.path.open("ab") as file, self._sums.open("ab", buffering=0) as sums:
+            for chunk in chunks:
+                file.write(chunk)
+                sums.write(b"%d %s\n" % (len(chunk), hashlib.sha256(chunk).hexdigest().encode()))
+                yield chunk
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
+        self._sums.unlink(missing_ok=True)
         self._json.unlink(missing_ok=True)
 
 
@@ -213,9 +254,8 @@ def _copy(chunks: Iterator[bytes], part: Part, total: int | None) -> None:
     done = part.size
     if progress and done >= MIB:
         progress.advance(done // MIB)
-    with part.append() as file:
-        for chunk in chunks:
-            file.write(chunk)
+    with closing(part.append(chunks)) as appended:
+        for chunk in appended:
             if progress and (whole := (done + len(chunk)) // MIB - done // MIB):
                 progress.advance(whole)
             done += len(chunk)

@@ -21,6 +21,7 @@ from graftflow.addresses import mirrored, shown, split_checksum
 from graftflow.downloads import DownloadError, download
 from graftflow.errors import InputError
 from tests.unit.bad_server import BadServer, File, bad_server
+from tests.unit.damages import damage
 
 CONTENT = np.random.Generator(np.random.PCG64(0)).bytes(300_000)
 OTHER = CONTENT[::-1]
@@ -107,7 +108,7 @@ def test_a_file_that_changes_between_tries_is_never_pieced_together(
     monkeypatch.setattr(downloads, "PAUSES", ())
     server.files["/a.zip"] = File(CONTENT, drops=[100_000], heeds_if_range=heeds)
     assert "ended before the file did" in told(f"{server.url}/a.zip", target)
-    assert left(target) == ["a.zip.part", "a.zip.part.json"]
+    assert left(target) == ["a.zip.part", "a.zip.part.json", "a.zip.part.sums"]
     server.files["/a.zip"] = File(OTHER, heeds_if_range=heeds)
     monkeypatch.setattr(downloads, "PAUSES", (0.0,))
     download(f"{server.url}/a.zip", target, sha256=sha256)
@@ -134,6 +135,7 @@ def test_a_finished_part_is_not_fetched_again(server: BadServer, target: Path) -
     file = server.files["/a.zip"] = File(CONTENT)
     target.parent.mkdir()
     target.with_name("a.zip.part").write_bytes(CONTENT)
+    target.with_name("a.zip.part.sums").write_text(f"{len(CONTENT)} {SHA256}\n")
     origin = {"url": f"{server.url}/a.zip", "etag": file.etag, "last_modified": "", "length": len(CONTENT)}
     target.with_name("a.zip.part.json").write_text(json.dumps(origin))
     download(f"{server.url}/a.zip", target)
@@ -263,6 +265,58 @@ def test_a_killed_download_goes_on_in_the_next_process(server: BadServer, target
     assert server.log[-1].status == 206
     assert server.sent < 2 * len(content)
     assert left(target) == ["a.zip"]
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip", "empty", "delete"])
+@pytest.mark.parametrize("name", ["a.zip.part", "a.zip.part.json", "a.zip.part.sums"])
+def test_an_earlier_part_that_was_damaged_never_gets_into_the_file(
+    server: BadServer, target: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows the file's checksum, and its server says that it is the same."""
+    monkeypatch.setattr(downloads, "PAUSES", ())
+    server.files["/a.zip"] = File(CONTENT, drops=[250_000])
+    told(f"{server.url}/a.zip", target)
+    damage(target.with_name(name), kind, seed=1)
+    assert download(f"{server.url}/a.zip", target) == SHA256
+    assert left(target) == ["a.zip"]
+    if name == "a.zip.part" and kind == "cut":
+        assert server.log[-1].status == 206, "what is whole is kept"
+
+
+def test_of_a_damaged_part_the_whole_chunks_are_kept(
+    server: BadServer, target: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(downloads, "PAUSES", ())
+    server.files["/a.zip"] = File(CONTENT, drops=[250_000])
+    told(f"{server.url}/a.zip", target)
+    part = target.with_name("a.zip.part")
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    download(f"{server.url}/a.zip", target)
+    last = server.log[-1]
+    assert last.status == 206
+    assert 50_000 < last.sent < len(CONTENT)
+    assert "bytes of an earlier try are cut or altered" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip", "empty", "delete"])
+@pytest.mark.parametrize("name", ["a.zip", "a.zip.origin.json"])
+def test_a_kept_file_that_was_damaged_is_fetched_again(
+    server: BadServer, target: Path, name: str, kind: str, capsys
+) -> None:
+    url = f"{server.url}/a.zip"
+    server.files["/a.zip"] = File(CONTENT)
+    download(url, target, revalidate=True)
+    damage(target.with_name(name), kind, seed=9)
+    assert download(url, target, revalidate=True) == SHA256
+    assert target.read_bytes() == CONTENT
+    if name == "a.zip" and kind != "delete":
+        assert "the kept a.zip is cut or altered, and is fetched again" in capsys.readouterr().out
+        del server.files["/a.zip"]
+        damage(target, kind, seed=9)
+        with pytest.raises(DownloadError, match="404"):
+            download(url, target, revalidate=True)
 
 
 def test_two_processes_at_once_fetch_a_file_once(server: BadServer, target: Path) -> None:
