@@ -184,12 +184,13 @@ def _differs(uri: str, version: str) -> InputError:
 def _deploy_local(folder: Path, model: Path, version: str, digest: str) -> Deployment:
     final = model / version
     with store_errors(model):
-        if final.exists():
-            return _already(final, version, digest)
         missing = [p for p in (model, *model.parents) if not p.exists()]
         model.mkdir(parents=True, exist_ok=True)
         try:
             with locked(model):
+                remove_asides(model)  # nobody else deploys: they are of processes that were killed
+                if final.exists():
+                    return _already(final, version, digest)
                 return _publish(folder, final, version, digest)
         finally:
             if not final.exists():
@@ -199,8 +200,7 @@ def _deploy_local(folder: Path, model: Path, version: str, digest: str) -> Deplo
 
 
 def _publish(folder: Path, final: Path, version: str, digest: str) -> Deployment:
-    """Copy a version under its name; the caller holds the model's lock, so that what lies aside is of killed ones."""
-    remove_asides(final.parent)
+    """Copy a version aside, and give it its name."""
     aside = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".partial", dir=final.parent))
     try:
         aside.chmod(0o755)
