@@ -12,6 +12,7 @@ that happens in a step. ``has_runtime`` looks before each fork.
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -39,8 +40,18 @@ def main() -> None:
             become(request)
             return
         speak_to(silence)  # else the step's log would not end with the step
-        answer = None if child < 0 else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        send(channel, {"exit": answer})
+        send(channel, {"exit": None if child < 0 else end_of(child, channel)})
+
+
+def end_of(child: int, channel: socket.socket) -> int:
+    """Return a step's exit code; where the run that asked for the step is killed, the step is too."""
+    ended = os.pidfd_open(child)
+    # Nothing is sent while a step runs: a channel that can be read then has lost its other end.
+    readable, _, _ = select.select([ended, channel], [], [])
+    os.close(ended)
+    if ended not in readable:
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def load(modules: list[str]) -> None:

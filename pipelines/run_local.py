@@ -135,7 +135,8 @@ def _step(task: str) -> str:
 def _newest(run: Path, task: str) -> Path:
     """Return the folder of the task that has just ended: kfp puts those of a loop into a folder an iteration."""
     looped = [path for path in run.glob(f"*-iteration-*/{task}") if path.is_dir()]
-    return max(looped, key=lambda path: path.stat().st_mtime_ns, default=run / task)
+    # One after the other, from 0; times of files would lie where the clock was set back.
+    return max(looped, key=lambda path: int(path.parent.name.rpartition("-")[2]), default=run / task)
 
 
 def source_image() -> str:
@@ -172,6 +173,13 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def remove_of_killed(runs: Path, name: str) -> None:
+    """Remove what runs of a pipeline's name, which were killed before they were saved, wrote aside."""
+    for folder in runs.glob(f"{name}-*"):
+        if not (folder / run_index.FILE).exists():
+            remove_partial(folder)
+
+
 def run_pipeline(
     pipeline: Any,
     values: dict[str, Any],
@@ -200,6 +208,7 @@ def run_pipeline(
     """
     run = run or Run(runs, dict(values))
     before = set(runs.glob(f"{name}-*"))
+    remove_of_killed(runs, name)
 
     def locate() -> None:
         # kfp makes the run's folder itself, named after the moment; the lock makes the new one ours.

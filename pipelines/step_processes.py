@@ -6,6 +6,7 @@ A step stays a process of its own: its memory is returned when it ends, and its 
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -75,6 +76,10 @@ class StepProcesses:
             exit_code = self._ask(request)
         if exit_code is None:
             return _as_kfp_does(list(full_command), env_vars)
+        if exit_code < 0:  # nobody else says why, and the step could not
+            name = signal.Signals(-exit_code).name
+            memory = ", perhaps out of memory" if name in ("SIGKILL", "SIGABRT", "SIGBUS") else ""
+            print(f"ProcessError: the step was ended by {name}{memory}")
         # Of a process that a signal ended, what a shell says.
         return exit_code if exit_code >= 0 else 128 - exit_code
 

@@ -13,4 +13,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="takes minutes: GRAFTFLOW_STRESS=1 or `make stress` runs it"))
+            item.add_marker(
+                pytest.mark.skip(reason="takes minutes: GRAFTFLOW_STRESS=1 or `make stress` runs it")
+            )

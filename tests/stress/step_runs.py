@@ -34,9 +34,9 @@ VALUES = {
     "version": 7,
     "model_name": "tiles",
 }
-# How long something took, what came from a cache, and digests of what holds a date or a random number; all other
-# values of a JSON file are the same, run for run.
-_OF_THE_MOMENT = {"seconds", "computed", "cached", "time", "sha256"}
+# How long something took, what came from a cache, where the store is, and digests of what holds a date or a random
+# number; all other values of a JSON file are the same, run for run.
+_OF_THE_MOMENT = {"seconds", "computed", "cached", "time", "uri", "sha256"}
 # Dates, and the numbers that Keras makes of places in memory.
 _CHANGING = re.compile(rb"\d{4}-\d\d-\d\d[ T@]\d\d:\d\d(:\d\d)?( UTC|Z)?|\"shared_object_id\": \d+")
 # TensorFlow's fingerprint has a random number; sums are of bytes that may hold a date.
@@ -96,6 +96,7 @@ class StepServer:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(30)
+        self._process.stdout.close()
 
 
 @contextmanager

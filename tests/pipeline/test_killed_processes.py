@@ -1,0 +1,90 @@
+"""What becomes of a step whose run is killed, of a run whose step is, and of what both leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines import run_local
+from pipelines.run_index import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+# A step without TensorFlow, by its name; what it does is the test's.
+LAUNCHER = """
+import sys
+from pipelines.step_processes import StepProcesses
+source, executor_input = sys.argv[1:]
+arguments = ["--executor_input", executor_input, "--function_to_execute", "check_settings"]
+sys.exit(StepProcesses().run(["sh", "-ec", "python3 -m kfp.dsl.executor_main", source, *arguments]))
+"""
+STEP = "import os, signal, time\ndef check_settings():\n    print('at work in', os.getpid(), flush=True)\n    {does}\n"
+
+
+def launch(does: str, folder: Path) -> subprocess.Popen:
+    """Start a process that runs one step, which does what it is told."""
+    told = {"inputs": {}, "outputs": {"outputFile": str(folder / "output.json")}}
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, STEP.format(does=does), json.dumps(told)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere steps are not forked")
+def test_a_step_whose_run_is_killed_ends_too(tmp_path: Path) -> None:
+    with launch("time.sleep(600)", tmp_path) as run:
+        pid = next(int(line.split()[-1]) for line in run.stdout if line.startswith("at work in"))
+        assert is_at_work(pid)
+        run.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while is_at_work(pid):
+        assert time.monotonic() < deadline, "the step works on, for nobody"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere steps are not forked")
+@pytest.mark.parametrize(
+    ("number", "told"), [("SIGKILL", "SIGKILL, perhaps out of memory"), ("SIGSEGV", "SIGSEGV")]
+)
+def test_a_step_that_a_signal_ends_is_told_as_one(number: str, told: str, tmp_path: Path) -> None:
+    with launch(f"os.kill(os.getpid(), signal.{number})", tmp_path) as run:
+        log = run.stdout.read()
+    assert run.returncode == 128 + getattr(signal, number)
+    error = [line for line in log.splitlines() if line.strip()][-1]
+    assert error == f"ProcessError: the step was ended by {told}"
+    assert run_local._ERROR.match(error)
+
+
+def test_a_run_removes_what_killed_runs_left_aside_and_nothing_else(tmp_path: Path) -> None:
+    killed, saved = tmp_path / "transfer-learning-1", tmp_path / "transfer-learning-2"
+    for folder in (killed, saved):
+        (folder / "fine-tune" / ".model.x.partial" / "deep").mkdir(parents=True)
+        (folder / "fine-tune" / "model").mkdir()
+    Run(saved, {}).save()
+    run_local.remove_of_killed(tmp_path, "transfer-learning")
+    assert [path.name for path in (killed / "fine-tune").iterdir()] == ["model"]
+    assert (saved / "fine-tune" / ".model.x.partial").is_dir(), "a saved run is nobody's to tidy"
+
+
+def test_a_loop_is_read_in_its_order_whatever_the_clock_says(tmp_path: Path) -> None:
+    for number in (0, 1, 10):
+        folder = tmp_path / f"for-loop-1-iteration-{number}" / "extract-features"
+        folder.mkdir(parents=True)
+        os.utime(folder, (10**9 - number, 10**9 - number))  # the clock is set back meanwhile
+    assert run_local._newest(tmp_path, "extract-features").parent.name == "for-loop-1-iteration-10"
+    assert run_local._newest(tmp_path, "train-head") == tmp_path / "train-head"
