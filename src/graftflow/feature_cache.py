@@ -15,7 +15,9 @@ from graftflow import files
 # backbones that were not used for longest go.
 LIMIT_BYTES = 4 * 2**30
 _DIGEST_BYTES = 32
+# A killed process loses what it has not written: at most so many bytes, and so many seconds of computing.
 _FLUSH_BYTES = 16 * 2**20
+_FLUSH_SECONDS = 30.0
 _DAY = 24 * 3600.0
 
 
@@ -35,6 +37,7 @@ class FeatureCache:
         self._folder, self._width = folder, width
         self._rows: dict[bytes, npt.NDArray[np.float32]] = {}
         self._pending: list[tuple[bytes, npt.NDArray[np.float32]]] = []
+        self._flushed = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
         for path in sorted(folder.glob("*.rows")):
@@ -56,15 +59,17 @@ class FeatureCache:
         return self._rows[digest]
 
     def add(self, digests: Sequence[bytes], rows: npt.NDArray[np.float32]) -> None:
-        """Take rows ``(n, width)`` in; they are on disk after :meth:`flush`, or earlier where they are many."""
+        """Take rows ``(n, width)`` in; they are on disk after :meth:`flush`, or earlier where they are many or old."""
         for digest, row in zip(digests, rows, strict=True):
             self._rows[digest] = row
             self._pending.append((digest, row))
-        if len(self._pending) * self._row_bytes >= _FLUSH_BYTES:
+        due = time.monotonic() - self._flushed >= _FLUSH_SECONDS
+        if due or len(self._pending) * self._row_bytes >= _FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write what was added since the last time; a full disk costs the next run time, not this one its result."""
+        self._flushed = time.monotonic()
         if not self._pending:
             return
         digests = b"".join(digest for digest, _ in self._pending)
@@ -123,7 +128,8 @@ def bound(root: Path, *, keep: Path, limit_bytes: int = LIMIT_BYTES) -> None:
 def _remove_leftover(path: Path) -> None:
     """Remove what a process that was killed left half-written; a young file may still be in work."""
     try:
-        if time.time() - path.stat().st_mtime > _DAY:
+        # Also of one from the future: the clock was set back since.
+        if abs(time.time() - path.stat().st_mtime) > _DAY:
             path.unlink()
     except OSError:
         return

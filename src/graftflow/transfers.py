@@ -200,16 +200,20 @@ def _accept(response: Any, url: str, part: Part, start: int, origin: Origin | No
         return total
     reason = f"status {status} {response.reason or ''}".strip()
     if status in PASSING or status >= 500:
-        raise PassingError(reason, pause=_seconds(headers.get("Retry-After", "")))
+        raise PassingError(reason, pause=_seconds(headers.get("Retry-After", ""), headers.get("Date", "")))
     raise GivenUpError(reason)
 
 
-def _seconds(retry_after: str) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), as a number or as a date."""
+def _seconds(retry_after: str, date: str) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), as a number or as a date.
+
+    A date is meant by the server's clock, which its ``Date`` tells; this machine's may be another one.
+    """
     if retry_after.strip().isdigit():
         return float(retry_after)
     try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+        now = parsedate_to_datetime(date).timestamp() if date else time.time()
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - now)
     except ValueError:
         return None
 
