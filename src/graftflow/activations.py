@@ -1,5 +1,6 @@
 """Activations at the cut: what the frozen part of a network makes of each picture, computed once a view."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from graftflow import datasets, files, seals
 from graftflow.augmentation import augment
 from graftflow.preprocessing import decode
 from graftflow.progress import Progress
+from graftflow.storage import writing
 
 Array = npt.NDArray[Any]
 Batch = tuple[Array, Array]  # activations float32 (b, …), labels int64 (b,)
@@ -105,9 +107,7 @@ class ViewSource:
         label = f"view {index + 1} of {self._num_views} at the cut"
         progress = Progress(label, total=self.num_pictures, unit="pictures")
         with files.atomic_file(path) as aside:
-            written = np.lib.format.open_memmap(
-                aside, "w+", dtype=_STORED, shape=(self.num_pictures, *self._shape)
-            )
+            written = _mapped(aside, _STORED, (self.num_pictures, *self._shape))
             done = 0
             for activations, _ in self._computed(self._pixels(index)):
                 written[done : done + len(activations)] = activations
@@ -165,7 +165,7 @@ def validation_activations(
     """
     total = datasets.split_size(dataset_path, "validation")
     progress = Progress("validation at the cut", total=total, unit="pictures")
-    written = np.lib.format.open_memmap(path, "w+", dtype=np.float32, shape=(total, *shape))
+    written = _mapped(path, np.float32, (total, *shape))
     labels = np.empty(total, np.int64)
     records = datasets.read_split(dataset_path, "validation")
     pictures = records.map(
@@ -179,6 +179,21 @@ def validation_activations(
         done = end
     written.flush()
     return written, labels
+
+
+def _mapped(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
+    """Return a new array in a file that has its room on the disk already.
+
+    A new mapped file is a hole, and writing into it where the disk is full ends the process by SIGBUS, without a word.
+
+    Raises:
+        InputError: the disk has no room for it.
+    """
+    written = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with writing(path.parent), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return written
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Array:

@@ -241,7 +241,10 @@ class Trainer:
             if all(rank > self._rank(earlier, least_accuracy) for earlier in history):
                 state.best = kept
             history.append(row)
-            _write_checkpoint(checkpoint, state, self._variables())
+            try:
+                _write_checkpoint(checkpoint, state, self._variables())
+            except OSError as error:  # a full disk costs the next try time, not this one its result
+                print(f"fine-tuning: epoch {len(history)} is not kept for the next try ({error})", flush=True)
         self._assign(state.best)
         for layer, policy in policies:
             layer.dtype_policy = policy

@@ -84,11 +84,11 @@ class Trial:
 
     def epochs_kept(self) -> int:
         """Return how many epochs of fine-tuning the checkpoint holds."""
-        epochs = 0
-        for path in self.cache.glob("checkpoints/*/checkpoint.npz"):
-            with np.load(path) as arrays:
-                epochs = arrays["history"].tobytes().count(b'"epoch"')
-        return epochs
+        kept = sorted(self.cache.glob("checkpoints/*/checkpoint.npz*"))
+        if not kept:
+            return 0
+        with np.load(kept[0]) as arrays:  # the last one, or where a kill has met its renaming, the one before
+            return arrays["history"].tobytes().count(b'"epoch"')
 
 
 def check_resumed(trial: Trial, kept: dict[str, int], again: Ended) -> None:
@@ -124,7 +124,7 @@ def check_again(trial: Trial) -> None:
 def test_a_step_killed_at_any_moment_runs_again_as_if_nothing_had_been(
     small: SmallRun, step: str, tmp_path: Path
 ) -> None:
-    """A step that resumes runs again after every kill; one that begins anew is killed again, and runs after the last."""
+    """A step that resumes runs again after each kill; one that begins anew is killed again, and runs after the last."""
     duration = small.unbroken(step).seconds
     moments = random.Random(f"{SEED} {step}")
     killed = ended = 0
