@@ -103,7 +103,7 @@ def test_the_server_answers_or_refuses_and_accepts_what_was_kept(
     root, kinds = pictures
     save_model(tmp_path / "toy" / "1")
     names = sorted(kinds)
-    with running_server(tmp_path / "toy", tmp_path / "log") as server:
+    with running_server(tmp_path / "toy", tmp_path / "log", patience=300) as server:
         abused = Abused(server)
         with abused.unharmed(peak=1000, after=500):
             outcomes = {}

@@ -52,6 +52,9 @@ class Scripted:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
+            def handle_error(self, *_: object) -> None:
+                """A client that hangs up early is no event."""
+
         self.server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 

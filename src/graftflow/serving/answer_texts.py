@@ -2,13 +2,17 @@
 
 import csv
 import json
+import re
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TextIO
+from unicodedata import category
 
+from graftflow.errors import one_line
 from graftflow.serving.rankings import Ranking
 
+_UNUSUAL = re.compile(r"[^ -~\n]")
 _WIDE = 100  # columns of a terminal from which on the bar is long
 _PIPE_WIDTH = 10_000  # where nobody's lines are cut
 
@@ -52,7 +56,7 @@ class JsonLines(Writer):
 
     def write(self, answer: Answer) -> None:
         """Write its line at once."""
-        self._to.write(json.dumps(_document(answer), ensure_ascii=False) + "\n")
+        self._to.write(_json(_document(answer)) + "\n")
         self._to.flush()
 
 
@@ -70,7 +74,7 @@ class Json(Writer):
     def end(self) -> None:
         """Write the list; nothing where there was no answer at all."""
         if self._documents:
-            self._to.write(json.dumps(self._documents, indent=2, ensure_ascii=False) + "\n")
+            self._to.write(_json(self._documents, indent=2) + "\n")
         super().end()
 
 
@@ -81,6 +85,8 @@ class Csv(Writer):
         super().__init__(to)
         self._writer = csv.writer(to, lineterminator="\n")
         self._begun = False
+        # A file gets names as they are, but for what UTF-8 has no bytes for; a terminal what it can show.
+        self._shown = one_line if to.isatty() else _encodable
 
     def write(self, answer: Answer) -> None:
         """Write its rows at once."""
@@ -90,7 +96,9 @@ class Csv(Writer):
             self._writer.writerow(["picture", "rank", "class", "probability"])
             self._begun = True
         for rank, (name, probability) in enumerate(answer.ranked, start=1):
-            self._writer.writerow([answer.picture, rank, name, shortest(probability)])
+            self._writer.writerow(
+                [self._shown(answer.picture), rank, self._shown(name), shortest(probability)]
+            )
         self._to.flush()
 
 
@@ -104,7 +112,8 @@ class Table(Writer):
     def write(self, answer: Answer) -> None:
         """Keep it: the columns' widths need all of them."""
         if answer.ranked:
-            self._answers.append(answer)
+            ranked = [(one_line(name), probability) for name, probability in answer.ranked]
+            self._answers.append(Answer(one_line(answer.picture), ranked))
 
     def end(self) -> None:
         """Draw the table."""
@@ -194,6 +203,20 @@ def _single(value: float) -> float:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return value
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that does nothing to a terminal: what cannot be shown is escaped, as JSON can anywhere."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _UNUSUAL.sub(lambda found: _shown_in_json(found[0]), text)
+
+
+def _shown_in_json(c: str) -> str:
+    return c if c.isprintable() or category(c) == "Zs" else json.dumps(c)[1:-1]
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _document(answer: Answer) -> dict[str, Any]:

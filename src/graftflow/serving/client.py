@@ -298,8 +298,9 @@ class Client:
                 known = self._transport.status(deadline, of_any=True)
             except Exception:  # the first error is the one to tell
                 known = []
-            if served := [v["version"] for v in known if v.get("state") == "AVAILABLE" and v.get("version")]:
-                return f"It serves {', '.join(sorted(served, key=int))}."
+            served = [str(v.get("version")) for v in known if v.get("state") == "AVAILABLE"]
+            if numbers := sorted((number for number in served if number.isdecimal()), key=int):
+                return f"It serves {', '.join(numbers)}."
         return "Check the name, or publish a version (`make deploy-model`)."
 
 

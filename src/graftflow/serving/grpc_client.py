@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from graftflow.errors import InputError
 from graftflow.serving import messages, refusals, tensor_values
@@ -156,7 +157,10 @@ class GrpcTransport:
             if error.code == "UNIMPLEMENTED":
                 return {}
             raise
-        described = messages.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+        try:
+            described = messages.SignatureDefMap.FromString(response.metadata["signature_def"].value)
+        except DecodeError as error:
+            raise refusals.not_a_model_server(self._target.url, "unreadable signatures", "OK") from error
         return {
             key: {name: info.dtype for name, info in definition.inputs.items()}
             for key, definition in described.signature_def.items()

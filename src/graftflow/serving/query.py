@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from graftflow.errors import InputError
+from graftflow.errors import InputError, one_line
 from graftflow.serving.answer_texts import STREAMING, WRITERS, Answer
 from graftflow.serving.client import MODEL, URL, Client
 from graftflow.serving.picture_paths import Source, listed_sources, sources
@@ -163,7 +163,7 @@ def _ask(client: Client, pictures: Iterable[Source], options: argparse.Namespace
         with _progress(total, options) as advance:
             for answer in ask(client, pictures, options.top):
                 if answer.error:
-                    print(f"error: {answer.picture}: {answer.error}", file=sys.stderr)
+                    print(f"error: {one_line(answer.picture)}: {answer.error}", file=sys.stderr)
                     failed = True
                 writer.write(answer)
                 advance()

@@ -1,6 +1,7 @@
 """What a model answers about a picture, in whichever form, as classes and their probabilities, best first."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,9 @@ def ranking(row: Any) -> Ranking:
             return _pairs(list(zip(row["classes"], row["scores"], strict=False)), row)
         vector = _vector(row)
         if vector is not None:
-            return _named(vector, row.get("label"), row.get("class_index"))
+            return _named(vector, row.get("label"), row.get("class_index"), row)
     elif _numbers(row):
-        return _named(row, None, None)
+        return _named(row, None, None, row)
     elif isinstance(row, list) and row and all(isinstance(p, list) and len(p) == 2 for p in row):
         return _pairs(row, row)
     raise _unknown(row)
@@ -47,22 +48,28 @@ def _numbers(value: Any) -> bool:
 
 
 def _pairs(pairs: Sequence[Sequence[Any]], row: Any) -> Ranking:
+    if not all(isinstance(name, str | bytes | int | float) for name, _ in pairs):
+        raise _unknown(row)
     try:
         found = [(str(name), float(score)) for name, score in pairs]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _unknown(row) from None
     if not found:
         raise _unknown(row)
     return sorted(found, key=_by_score)
 
 
-def _named(vector: Sequence[float], label: Any, index: Any) -> Ranking:
+def _named(numbers: Sequence[float], label: Any, index: Any, row: Any) -> Ranking:
+    try:
+        vector = [float(number) for number in numbers]
+    except OverflowError:  # a whole number of hundreds of digits
+        raise _unknown(row) from None
     if not isinstance(index, int) or not 0 <= index < len(vector):
         index = max(range(len(vector)), key=lambda i: (not math.isnan(vector[i]), vector[i]))
     names = [f"class {i}" for i in range(len(vector))]
     if isinstance(label, str):
         names[index] = label
-    return sorted(zip(names, map(float, vector), strict=True), key=_by_score)
+    return sorted(zip(names, vector, strict=True), key=_by_score)
 
 
 def _by_score(pair: tuple[str, float]) -> tuple[bool, float]:
@@ -70,8 +77,10 @@ def _by_score(pair: tuple[str, float]) -> tuple[bool, float]:
 
 
 def _unknown(row: Any) -> InputError:
-    received = f"outputs {', '.join(sorted(map(str, row)))}" if isinstance(row, Mapping) else f"{row!r:.60}"
+    received = (
+        f"outputs {', '.join(sorted(map(str, row)))}" if isinstance(row, Mapping) else reprlib.repr(row)
+    )
     return InputError(
         "the model must answer with classes and scores, probabilities, or a list of numbers for each picture. "
-        f"Received: {received}"
+        f"Received: {received:.200}"
     )

@@ -3,6 +3,7 @@
 import base64
 import json
 import queue
+import reprlib
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -41,7 +42,11 @@ class RestTransport:
         predictions = answer.get("predictions")
         if not isinstance(predictions, list):
             raise refusals.not_a_model_server(self._target.url, "no 'predictions'", "HTTP 200")
-        decoded: list[Any] = _decoded(predictions)
+        try:
+            decoded: list[Any] = _decoded(predictions)
+        except RecursionError:
+            said = "values in values in values, too deep to read"
+            raise refusals.not_a_model_server(self._target.url, said, "HTTP 200") from None
         return decoded
 
     def status(self, deadline: Deadline, *, of_any: bool = False) -> list[dict[str, Any]]:
@@ -49,7 +54,7 @@ class RestTransport:
         path = f"/v1/models/{quote(self._target.model, safe='')}" if of_any else self._path("")
         answer = self._ask("GET", path, None, deadline)
         if isinstance(answer.get("model_version_status"), list):
-            return list(answer["model_version_status"])
+            return [version for version in answer["model_version_status"] if isinstance(version, dict)]
         if "ready" in answer:
             ready = str(answer["ready"]).lower() == "true"
             return [
@@ -162,13 +167,14 @@ class RestTransport:
         url, status = self._target.url, response.status_code
         code = f"HTTP {status}"
         said = (answer.get("error") or answer.get("detail")) if isinstance(answer, dict) else None
+        said = said if isinstance(said, str | None) else reprlib.repr(said)
         words = refusals.said_of(said or f"{code} {response.reason or ''}".strip())
         if status in _BUSY:
             return PassingError(
                 refusals.busy(url, words, code), retry_after(response.headers.get("Retry-After", ""))
             )
         if 300 <= status < 400:
-            place = response.headers.get("Location", "elsewhere")
+            place = refusals.said_of(response.headers.get("Location", "elsewhere"))
             return refusals.not_a_model_server(url, f"it sends on to {place}", code)
         if status == 504:
             return ServerUnreachableError(
@@ -183,11 +189,17 @@ class RestTransport:
 
 def retry_after(text: str) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for, in either form; ``None`` where it has neither."""
-    if text.strip().isdigit():
-        return float(text)
     try:
+        if text.strip().isdecimal():
+            return float(text)
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        OSError,
+        IndexError,
+    ):  # what the parser makes of malformed dates
         return None
 
 

@@ -16,6 +16,7 @@ from graftflow.errors import InputError
 from graftflow.serving.messages import TensorProto
 
 STRING, BOOL, INT64, FLOAT = 7, 10, 9, 1
+MOST_DIMENSIONS = 254  # TensorFlow's own limit
 LARGEST = 2**24  # values of a tensor: a few bytes can claim any shape
 # DataType of types.proto → its name, the field of TensorProto, and the struct code of one value of tensor_content.
 _DTYPES: dict[int, tuple[str, str, str]] = {
@@ -81,6 +82,8 @@ def read(proto: Any, *, as_bytes: bool = False) -> Any:
         raise InputError(f"an output's dtype must be one of {_names()}. Received: number {proto.dtype}")
     name, field, code = _DTYPES[proto.dtype]
     shape = [dim.size for dim in proto.tensor_shape.dim]
+    if len(shape) > MOST_DIMENSIONS:
+        raise InputError(f"an output must have at most {MOST_DIMENSIONS} dimensions. Received: {len(shape)}")
     if any(size < 0 for size in shape):
         raise InputError(f"an output's shape must be known. Received: {shape}")
     if math.prod(size for size in shape if size) > LARGEST:
