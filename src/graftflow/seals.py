@@ -18,7 +18,8 @@ from graftflow.errors import InputError
 from graftflow.progress import Progress
 
 FILE = "SHA256SUMS"
-_LINE = re.compile(r"([0-9a-f]{64})  ([^\\\n]+)")
+# A backslash before the digest says that one in the name stands for itself or, before n, for a line break.
+_LINE = re.compile(r"(\\?)([0-9a-f]{64})  ([^\n]+)")
 _TRAILER_BYTES = 32
 _CHUNK = 2**20
 # Folders up to this size are checked in less than a second on one slow core (500 MB/s), and without a word.
@@ -48,13 +49,13 @@ def seal(folder: str | Path) -> None:
     """Write ``SHA256SUMS`` into a folder, over an older one, and wait until all its files are on the disk.
 
     Args:
-        folder: an existing folder; its files' names hold no backslash and no line break.
+        folder: an existing folder.
     """
     root = Path(folder)
     names = sorted(_names(root) - {FILE})
-    lines = [f"{digest}  {name}\n" for name, digest in _digests(root, names, sync=True).items()]
+    lines = [_line(name, digest) for name, digest in _digests(root, names, sync=True).items()]
     with files.atomic_file(root / FILE) as aside:
-        aside.write_text("".join(lines), encoding="utf-8")
+        aside.write_bytes(os.fsencode("".join(lines)))
         files.sync(aside)
     for path in (*(p for p in root.rglob("*") if p.is_dir()), root):
         files.sync(path)
@@ -169,22 +170,41 @@ def _read_listed(root: Path) -> dict[str, str] | str:
     if not root.is_dir():
         return f"{'a file' if root.exists() else 'nothing'} at '{root}'"
     try:
-        text = (root / FILE).read_bytes().decode()
+        text = os.fsdecode((root / FILE).read_bytes())
     except FileNotFoundError:
         return f"no {FILE} in '{root}', so nobody can tell whether it is whole"
-    except (UnicodeDecodeError, OSError) as error:
+    except OSError as error:
         return f"a '{root / FILE}' that cannot be read ({error})"
     *lines, rest = text.split("\n")
-    matches = [_LINE.fullmatch(line) for line in lines]
-    if rest or not lines or not all(matches):
+    parsed = [_parsed(line) for line in lines]
+    if rest or not lines or not all(parsed):
         return f"a '{root / FILE}' that is cut or altered"
-    expected = {match[2]: match[1] for match in matches if match}
+    expected = dict(pair for pair in parsed if pair)
     there = _names(root) - {FILE}
     if missing := sorted(expected.keys() - there):
         return f"no '{root / missing[0]}', which {FILE} lists"
     if unknown := sorted(name for name in there - expected.keys() if not _is_hidden(name)):
         return f"'{root / unknown[0]}', which {FILE} does not list"
     return expected
+
+
+def _line(name: str, digest: str) -> str:
+    """Return a line as coreutils write it."""
+    escaped = name.replace("\\", r"\\").replace("\n", r"\n")
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
+
+
+def _parsed(line: str) -> tuple[str, str] | None:
+    """Return name and digest of a line, or ``None`` where it is none."""
+    match = _LINE.fullmatch(line)
+    if match is None or (not match[1] and "\\" in match[3]):
+        return None
+    name = (
+        re.sub(r"\\([\\n])", lambda found: "\n" if found[1] == "n" else "\\", match[3])
+        if match[1]
+        else match[3]
+    )
+    return (name, match[2]) if _line(name, match[2]) == f"{line}\n" else None
 
 
 def _is_hidden(name: str) -> bool:

@@ -17,6 +17,9 @@ from graftflow.files import remove_asides, sha256_file
 from graftflow.folders import check_folder, descend, open_folder
 from graftflow.locks import locked
 from graftflow.pictures import Source
+from graftflow.seals import FILE as SEAL
+from graftflow.seals import find_damage, sealed_directory
+from graftflow.storage import writing
 
 EMBEDDED = ("closeups", "digits")
 NEEDS = {"directory": "PATH", "archive": "PATH-or-URL", "tfds": "NAME[@FEATURE]"}
@@ -121,7 +124,8 @@ def open_source(
     With a cache an archive is fetched into ``downloads/<key>/<name>`` and unpacked into ``unpacked/<key of its
     SHA-256>``, data sets of TensorFlow Datasets go to ``tfds``, and the next call finds them there. A kept archive
     with a checksum is taken as it is; without one its server is asked whether it is still the same
-    (``revalidate`` of :func:`graftflow.downloads.download`).
+    (``revalidate`` of :func:`graftflow.downloads.download`). What is unpacked is sealed, and unpacked again where the
+    seal does not hold.
 
     Args:
         source: as for :func:`parse_source`; ``#sha256=HEX`` behind an archive checks it.
@@ -168,10 +172,15 @@ def _unpack(value: str, sha256: str, scratch: Path, cache: Path | None, mirrors:
     unpacked = cache / "unpacked" / key_of({"archive": digest})
     unpacked.parent.mkdir(parents=True, exist_ok=True)
     with locked(unpacked):
-        if not unpacked.is_dir():
+        damage = find_damage(unpacked) if (unpacked / SEAL).is_file() else None
+        if damage:
+            print(f"the unpacked {archive.name} has {damage[1]}: it is unpacked again", flush=True)
+        if damage or not (unpacked / SEAL).is_file():
             remove_asides(unpacked.parent, unpacked.name)
-            extract(archive, unpacked, name=shown(value))
-    return unpacked
+            with writing(unpacked.parent), sealed_directory(unpacked) as folder:
+                extract(archive, folder / "contents", name=shown(value))
+    # The seal is no file of the archive.
+    return unpacked / "contents"
 
 
 def _fetch(url: str, sha256: str, root: Path, mirrors: Sequence[str]) -> tuple[Path, str]:

@@ -1,6 +1,6 @@
 """Sealed artifacts: every byte that changed afterwards is found, and the file that it is in is named."""
 
-import re
+import os
 import subprocess
 from pathlib import Path
 
@@ -133,9 +133,16 @@ def test_a_file_that_ends_with_its_digest_still_reads_and_every_byte_counts(tmp_
     assert not seals.ends_with_digest(tmp_path / "absent")
 
 
-def test_the_pattern_of_a_line_takes_what_sha256sum_writes(tmp_path: Path) -> None:
-    (tmp_path / "Ünïcode 1.jpg").write_text("x")
-    said = subprocess.run(["sha256sum", "Ünïcode 1.jpg"], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "name", [b"\xc3\x9c nicode 1.jpg", b"latin-\xfc.jpg", b"back\\slash\nbreak", b"*a  b"]
+)
+def test_any_name_of_a_file_is_written_as_coreutils_do(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    path.write_text("x")
+    said = subprocess.run([b"sha256sum", b"--", name], cwd=tmp_path, capture_output=True, check=True)
     seals.seal(tmp_path)
-    assert (tmp_path / seals.FILE).read_text(encoding="utf-8") == said.stdout
-    assert re.fullmatch(r"[0-9a-f]{64}  Ünïcode 1\.jpg\n", said.stdout)
+    assert (tmp_path / seals.FILE).read_bytes() == said.stdout
+    seals.check_seals(tmp_path)
+    path.write_text("y")
+    with pytest.raises(InputError, match="with the SHA-256"):
+        seals.check_seals(tmp_path)

@@ -22,6 +22,7 @@ from graftflow.errors import InputError
 from graftflow.pictures import Picture, Unusable
 from graftflow.sources import check_mirrors, check_source, open_source, parse_source
 from tests.unit.bad_server import BadServer, File, bad_server
+from tests.unit.damages import DAMAGES, damage
 
 PNG = encode_png(np.zeros((2, 2, 3), np.uint8))
 
@@ -214,6 +215,31 @@ def test_the_cache_keeps_archives_and_what_is_in_them(
         file.content = make_archive(tmp_path, "zip", cats_and_dogs(count=4)).read_bytes()
         assert len(contents(source, scratch, cache=cache)) == 8
         assert len(list((cache / "unpacked").iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_picture_of_a_kept_archive_is_unpacked_again(
+    tmp_path: Path, scratch: Path, kind: str, capsys
+) -> None:
+    archive = make_archive(tmp_path, "zip", cats_and_dogs())
+    cache = tmp_path / "cache"
+
+    def read() -> list[bytes]:
+        with open_source(f"archive:{archive}", scratch=scratch, cache=cache) as source:
+            return [picture.read() for picture in source.pictures]
+
+    before = read()
+    (folder,) = (cache / "unpacked").iterdir()
+    assert read() == before
+    assert "unpacked again" not in capsys.readouterr().out
+    for name in ("SHA256SUMS", "contents"):
+        damaged = folder / name
+        if damaged.is_dir():
+            damaged = next(path for path in sorted(damaged.rglob("*.*")) if path.is_file())
+        damage(damaged, kind, seed=6)
+        assert read() == before
+        told = "it is unpacked again" in capsys.readouterr().out
+        assert told or (name == "SHA256SUMS" and kind == "delete")
 
 
 def test_a_kept_archive_serves_a_run_without_network(tmp_path: Path, scratch: Path) -> None:
