@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from graftflow import attacks, backbones
+from graftflow import attacks, backbones, folding
 from graftflow.errors import InputError
 from graftflow.files import atomic_file
 from graftflow.imagenet_classes import imagenet_index
@@ -30,6 +30,7 @@ _ZOOMS = (0.8, 1.1)
 _RIM = 0.25
 # Weight of the statistics of batch normalisation (Yin et al. 2020, "Dreaming to Distill", equation 4).
 _NATURALNESS = 1.0
+_LEAST_SCALE = 1e-3
 
 SIZE = 224
 _FRAMES, _FRAME_SIDE, _FRAME_MS, _LAST_FRAME_MS = 24, 192, 120, 2500
@@ -172,25 +173,64 @@ def judge_of(classifier: keras.Model) -> Judge:
     is 0 for networks without such layers, VGG for instance.
 
     Args:
-        classifier: as for :func:`draw_ideal`.
+        classifier: as for :func:`draw_ideal`. The function keeps the weights that it has now.
     """
-    network = classifier.get_layer("backbone")
-    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    norms = [layer for layer in norms if len(layer.output.shape) == 4]
-    parts = keras.Model(network.input, [network.output, *(layer.input for layer in norms)])
-    pixels_to_input, head = classifier.get_layer("preprocessing"), head_of(classifier)
+    norms = folding.normalisations(classifier.get_layer("backbone"))
+    # Where γ is small, x cannot be told exactly from γ · (x − m) / s + β: there the normalisation stays.
+    folded = folding.folded(classifier, least_scale=_LEAST_SCALE)
+    network = folded.get_layer("backbone")
+    layers = [network.get_layer(norm.name) for norm in norms]
+    parts = keras.Model(network.input, [network.output, *(layer.input for layer in layers)])
+    pixels_to_input, head = folded.get_layer("preprocessing"), head_of(folded)
+    kept = [
+        _kept(norm, normalised=not isinstance(layer, keras.layers.BatchNormalization))
+        for norm, layer in zip(norms, layers, strict=True)
+    ]
 
     def judge(pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = tf.nest.flatten(parts(pixels_to_input(pixels), training=False))
         unnatural = tf.zeros(tf.shape(pixels)[:1])
-        for layer, found in zip(norms, outputs[1:], strict=True):
-            mean, variance = tf.nn.moments(tf.cast(found, tf.float32), axes=(1, 2))
-            kept_mean, kept_deviation = layer.moving_mean, tf.sqrt(layer.moving_variance + layer.epsilon)
-            apart = (mean - kept_mean) ** 2 + (tf.sqrt(variance + layer.epsilon) - kept_deviation) ** 2
-            unnatural += tf.reduce_mean(apart / kept_deviation**2, axis=1) / len(norms)
+        for (centre, deviation, least), found in zip(kept, outputs[1:], strict=True):
+            mean, variance = _moments(tf.cast(found, tf.float32))
+            apart = ((mean - centre) / deviation) ** 2
+            apart += (tf.sqrt(variance / deviation**2 + least) - 1.0) ** 2
+            unnatural += tf.reduce_mean(apart, axis=1) / len(norms)
         return head(outputs[0]), unnatural
 
     return judge
+
+
+def _kept(norm: keras.layers.BatchNormalization, *, normalised: bool) -> tuple[Array, Array, Array]:
+    """Return mean and deviation that a layer keeps, ``float32 (c,)``, and ε as a share of the deviation's square.
+
+    Args:
+        norm: the layer.
+        normalised: whether they are to be of what the layer returns, and not of what it is given.
+    """
+    mean, variance = (np.asarray(value, np.float64) for value in (norm.moving_mean, norm.moving_variance))
+    deviation = np.sqrt(variance + norm.epsilon)
+    least = norm.epsilon / deviation**2
+    if normalised:
+        mean = np.zeros_like(mean) if norm.beta is None else np.asarray(norm.beta)
+        deviation = np.ones_like(mean) if norm.gamma is None else np.asarray(norm.gamma)
+    return mean.astype(np.float32), deviation.astype(np.float32), least.astype(np.float32)
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _moments(maps: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tf.Tensor]]:
+    """Return mean and variance over places of ``float32 (n, h, w, c)``, each ``(n, c)``.
+
+    Its gradient passes over the maps twice; that of ``tf.nn.moments`` six times, which took as long as the network.
+    """
+    mean = tf.reduce_mean(maps, axis=(1, 2))
+    variance = tf.reduce_mean(tf.math.squared_difference(maps, mean[:, None, None]), axis=(1, 2))
+
+    def gradient(of_mean: tf.Tensor, of_variance: tf.Tensor) -> tf.Tensor:
+        count = tf.cast(tf.shape(maps)[1] * tf.shape(maps)[2], tf.float32)
+        slope = 2.0 * of_variance / count
+        return maps * slope[:, None, None] + (of_mean / count - mean * slope)[:, None, None]
+
+    return (mean, variance), gradient
 
 
 def head_of(classifier: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
