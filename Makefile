@@ -140,8 +140,9 @@ manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and 
 
 ##@ Development
 .PHONY: test stress test-images images lint types clean
-test: $(TEST_READY) ## Run the tests
-	@$(PY) -m pytest $(ARGS)
+# Two processes, whole files each: much of a server's test is waiting. ARGS="-n0" runs them in one.
+test: $(TEST_READY) ## Run the tests: make test ARGS="-k attacks"
+	@$(PY) -m pytest -n2 --dist=loadfile $(ARGS)
 
 stress: $(TEST_READY) ## Kills, full disks, broken and hostile files, for some 30 minutes
 	@GRAFTFLOW_STRESS=1 $(PY) -m pytest tests/stress $(ARGS)
