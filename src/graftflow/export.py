@@ -1,11 +1,13 @@
 """The classifier as a SavedModel that TensorFlow Serving loads as it is: bytes in, labels out."""
 
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import fingerprint_pb2
 
 from graftflow import datasets, files
 from graftflow.errors import InputError
@@ -110,6 +112,7 @@ def write_saved_model(
     served = ServedClassifier(model, source["classes"], classes_file)
     tf.saved_model.save(served, str(folder), signatures=served.functions)
     classes_file.unlink()
+    _name_by_content(folder)
     _write_warmup(folder, pictures[0])
     write_lineage(
         folder,
@@ -129,6 +132,16 @@ def write_saved_model(
     }
     files.write_json(Path(destination) / "export.json", summary)
     return summary
+
+
+def _name_by_content(folder: Path) -> None:
+    """Give a SavedModel a UUID of its content: TensorFlow draws one by chance, and the same export would differ."""
+    file = folder / "fingerprint.pb"
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(file.read_bytes())
+    fingerprint.uuid = ""
+    content = fingerprint.SerializeToString(deterministic=True)
+    fingerprint.uuid = str(uuid.uuid5(uuid.NAMESPACE_OID, content.hex()).int)
+    file.write_bytes(fingerprint.SerializeToString(deterministic=True))
 
 
 def _write_warmup(folder: Path, picture: bytes) -> None:

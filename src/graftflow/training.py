@@ -27,6 +27,7 @@ from graftflow import (
     files,
     fine_tuning,
     heads,
+    keras_files,
 )
 from graftflow.cuts import Cut, cut, unfreeze_last_blocks
 from graftflow.errors import InputError
@@ -197,7 +198,7 @@ def _write_model(
         settings = {name: head[name] for name in ("type", "class_weight", "chosen_c") if name in head}
         summary = {"backbone": identity, "head_settings": settings, **trained}
         if distribution.writes():
-            model.save(destination / "model.keras")
+            keras_files.save_model(model, destination / "model.keras")
             files.write_json(destination / "model.json", summary)
     return summary
 
