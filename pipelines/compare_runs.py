@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines import run_index
+from pipelines.console import fail
 from pipelines.run_index import Run
-from pipelines.run_local import fail
 
 
 def evaluation_of(run: Run) -> Path:

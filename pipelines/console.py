@@ -1,6 +1,7 @@
 """What a run shows on the terminal: the step at work with its bar, then one line a finished step, then a table."""
 
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,12 @@ _MARKS = {
     "interrupted": "[yellow]■[/]",
     "skipped": "[yellow]–[/]",
 }
+
+
+def fail(message: str) -> int:
+    """Print an error as one line and return the exit code that goes with it."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
 
 
 class RunConsole:

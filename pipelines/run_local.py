@@ -26,7 +26,7 @@ from kfp import local
 
 from pipelines import docker_runner, parameters, run_index, run_origins
 from pipelines.cached_steps import checked_cache
-from pipelines.console import RunConsole
+from pipelines.console import RunConsole, fail
 from pipelines.loops import end_children, interruptible_loops
 from pipelines.run_index import Run, Step
 from pipelines.settings import STEPS
@@ -154,17 +154,21 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
     Raises:
         RunError: where another run is going on in it.
+        InputError: where its disk is full, or only reads.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise run_index.RunError(
-                f"Only one run at a time can work in a runs' folder. Received: '{folder}', "
-                "where another run is going on (wait for it, or pass another --runs)"
-            ) from error
-        yield
+    from graftflow.storage import writing
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise run_index.RunError(
+                    f"Only one run at a time can work in a runs' folder. Received: '{folder}', "
+                    "where another run is going on (wait for it, or pass another --runs)"
+                ) from error
+            yield
 
 
 def remove_partial(folder: Path) -> None:
@@ -285,12 +289,6 @@ def read_values(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
     values["cache"] = str(Path(values["cache"] or given.runs / ".cache").expanduser().resolve())
     values["fingerprint"] = checks.fingerprint(values["dataset"], values["weights"])
     return values
-
-
-def fail(message: str) -> int:
-    """Print an error as one line and return the exit code that goes with it."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
 
 
 def interrupt_on_sigterm() -> None:
