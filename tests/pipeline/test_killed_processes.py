@@ -1,5 +1,6 @@
 """What becomes of a step whose run is killed, of a run whose step is, and of what both leave behind."""
 
+import errno
 import json
 import os
 import signal
@@ -59,7 +60,7 @@ def test_a_step_whose_run_is_killed_ends_too(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere steps are not forked")
 @pytest.mark.parametrize(
-    ("number", "told"), [("SIGKILL", "SIGKILL, perhaps out of memory"), ("SIGSEGV", "SIGSEGV")]
+    ("number", "told"), [("SIGKILL", "SIGKILL, perhaps out of memory"), ("SIGTERM", "SIGTERM")]
 )
 def test_a_step_that_a_signal_ends_is_told_as_one(number: str, told: str, tmp_path: Path) -> None:
     with launch(f"os.kill(os.getpid(), signal.{number})", tmp_path) as run:
@@ -88,3 +89,17 @@ def test_a_loop_is_read_in_its_order_whatever_the_clock_says(tmp_path: Path) -> 
         os.utime(folder, (10**9 - number, 10**9 - number))  # the clock is set back meanwhile
     assert run_local._newest(tmp_path, "extract-features").parent.name == "for-loop-1-iteration-10"
     assert run_local._newest(tmp_path, "train-head") == tmp_path / "train-head"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_more_is_named_in_one_line(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The launcher's own log is what meets a disk that has filled up between two steps."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_local, "run_pipeline", full)
+    assert run_local.main([f"--runs={tmp_path}", f"--store={tmp_path / 'store'}"]) == 1
+    assert capsys.readouterr().err == f"error: Cannot write in folder '{tmp_path}': {os.strerror(number)}.\n"
