@@ -107,6 +107,12 @@ def measure(start: Sequence[str], runs: Path, flags: Sequence[str]) -> Measured:
     return Measured(seconds, cpu, steps)
 
 
+def imported_by(said: str) -> set[str]:
+    """Return the modules in what ``python -X importtime`` said."""
+    lines = [line for line in said.splitlines() if line.startswith("import time:") and "[us]" not in line]
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
 def time_commands(rounds: int) -> dict[str, dict[str, Any]]:
     """Start every command, in turns: ``seconds`` (median), and which of ``HEAVY`` it ``imported``."""
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
@@ -123,8 +129,7 @@ def time_commands(rounds: int) -> dict[str, dict[str, Any]]:
                 if number:
                     seconds[name].append(time.perf_counter() - started)
                 else:
-                    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-                    imported[name] = sorted(loaded & set(HEAVY))
+                    imported[name] = sorted(imported_by(done.stderr) & set(HEAVY))
     return {
         name: {"seconds": statistics.median(times), "imported": imported[name]}
         for name, times in seconds.items()

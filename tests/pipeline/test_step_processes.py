@@ -1,7 +1,6 @@
 """Steps are forks of one process: what that keeps apart, what it saves, and how such a process ends."""
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
