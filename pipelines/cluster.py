@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
+from pipelines.setting_rules import SettingsError, read_yaml, shown
 
 AUTH_KINDS = ("none", "token", "service-account", "cookie", "dex")
 # Where the kubelet projects the token for KFP's audience, as kfp's own client expects it.
@@ -229,18 +229,9 @@ def _read(path: str | Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClusterSettingsError(
-            f"The settings file must exist. Received: '{path}' ({error.strerror})"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ClusterSettingsError(
-            f"The settings file must be YAML. Received: '{path}' ({reason})"
-        ) from error
-    _check(isinstance(content, dict), "The settings file must hold a mapping", str(path))
-    return dict(content)
+        return read_yaml(path)
+    except SettingsError as error:
+        raise ClusterSettingsError(str(error)) from error
 
 
 def _address(name: str, text: str) -> str:
@@ -288,4 +279,5 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
 
 def _check(holds: bool, rule: str, received: Any) -> None:
     if not holds:
-        raise ClusterSettingsError(f"{rule}. Received: {received}")
+        plain = isinstance(received, str) and received.isprintable()
+        raise ClusterSettingsError(f"{rule}. Received: {received if plain else shown(received)}")

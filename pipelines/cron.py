@@ -26,10 +26,14 @@ def parse_cron(text: str) -> str:
         return text
     fields = text.split()
     fields = ["0", *fields] if len(fields) == 5 else fields
-    if len(fields) != 6 or not all(_is_field(i, field) for i, field in enumerate(fields)):
+    if (
+        not text.isascii()
+        or len(fields) != 6
+        or not all(_is_field(i, field) for i, field in enumerate(fields))
+    ):
         raise argparse.ArgumentTypeError(
             "a schedule must be cron: minute hour day month weekday, e.g. '0 3 * * *' for 3:00 every day. "
-            f"Received: '{text}'"
+            f"Received: {text!r}"
         )
     return " ".join(fields)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines import parameters
 from pipelines.cluster import ClusterSettingsError, refuse_unknown
+from pipelines.setting_rules import shown
 
 _WORDS = {str: "text (in quotes where it looks like a number)", int: "a whole number", float: "a number"}
 
@@ -84,7 +85,7 @@ def _of_type(name: str, value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, str):  # YAML reads 3e-5 as text
         return _of_text(name, value, kind)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ClusterSettingsError(f"parameters.{name} must be {_WORDS[kind]}. Received: {value!r}")
+        raise ClusterSettingsError(f"parameters.{name} must be {_WORDS[kind]}. Received: {shown(value)}")
     return value
 
 

@@ -6,17 +6,28 @@ is called, such as ``gpu.count``.
 """
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DATA_KEY = re.compile(r"[-._A-Za-z0-9]+")
 # What both KFP's SDK and Kubernetes read alike (KFP also takes K, which Kubernetes does not know).
-_CPU = re.compile(r"(\d+(\.\d+)?|\.\d+|\d+m)")
-_BYTES = re.compile(r"(\d+)(Ki|Mi|Gi|Ti|Pi|Ei|M|G|T|P|E)?")
-_DURATION = re.compile(r"(\d+)([smhd])")
+_CPU = re.compile(r"([0-9]{1,9}(\.[0-9]{1,9})?|\.[0-9]{1,9}|[0-9]{1,12}m)")
+_BYTES = re.compile(r"([0-9]{1,19})(Ki|Mi|Gi|Ti|Pi|Ei|M|G|T|P|E)?")
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
+_IMAGE = re.compile(r"(?![:@/])[!-~]+")
+# Kubernetes' and KFP's own limits, of 32 and of 64 bits.
+_MOST, _MOST_BYTES = 2**31 - 1, 2**63 - 1
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = 10
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 300
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt")
@@ -29,13 +40,44 @@ class SettingsError(ValueError):
 def check(holds: bool, rule: str, received: Any) -> None:
     """Raise SettingsError with this rule and value where the rule does not hold."""
     if not holds:
-        raise SettingsError(f"{rule}. Received: {received!r}")
+        raise SettingsError(f"{rule}. Received: {shown(received)}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as Python writes it, cut: ten lines of YAML can name billions of elements, by its anchors."""
+    try:
+        text = _REPR.repr(value)
+        return text if len(text) <= 1000 else f"{text[:999]}…"
+    except ValueError:  # a whole number of thousands of digits
+        return "a number that is too long to show"
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds.
+
+    Raises:
+        SettingsError: there is no such file, it is no YAML, or it holds something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The settings file must exist. Received: '{path}' ({error.strerror})") from error
+    except RecursionError as error:
+        raise SettingsError(
+            f"The settings file must be YAML. Received: '{path}' (nested too deeply)"
+        ) from error
+    except Exception as error:  # PyYAML raises whatever a malformed date, number or tag leads to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SettingsError(f"The settings file must be YAML. Received: '{path}' ({reason})") from error
+    check(isinstance(content, dict), "The settings file must hold a mapping", str(path))
+    return dict(content)
 
 
 def whole(value: Any, where: str, *, least: int = 0) -> int:
-    """Return a whole number from ``least``."""
-    holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    check(holds, f"{where} must be a whole number from {least}", value)
+    """Return a whole number from ``least``, of 31 bits."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    check(is_whole and value >= least, f"{where} must be a whole number from {least}", value)
+    check(value <= _MOST, f"{where} must be at most {_MOST}", value)
     return int(value)
 
 
@@ -48,6 +90,7 @@ def flag(value: Any, where: str) -> bool:
 def text(value: Any, where: str) -> str:
     """Return a text, or a number as one; YAML's true, no and null must be quoted to be texts."""
     holds = isinstance(value, str | int | float) and not isinstance(value, bool)
+    holds = holds and not (isinstance(value, int) and abs(value) > _MOST_BYTES)
     check(holds, f"{where} must be a text (in quotes, where YAML would read it as something else)", value)
     return str(value)
 
@@ -74,7 +117,7 @@ def mapping(value: Any, where: str, keys: tuple[str, ...] = ()) -> dict[str, Any
 
 def image(value: Any, where: str) -> str:
     """Return the name of an image."""
-    holds = isinstance(value, str) and bool(re.fullmatch(r"[^\s:@/][^\s]*", value))
+    holds = isinstance(value, str) and bool(_IMAGE.fullmatch(value))
     check(holds, f"{where} must be an image such as registry/name:tag, without spaces", value)
     return str(value)
 
@@ -197,7 +240,7 @@ def cores(quantity: str) -> float:
 def memory(value: Any, where: str) -> str:
     """Return an amount of memory, such as ``4Gi`` or ``500M``."""
     given = text(value, where)
-    holds = bool(_BYTES.fullmatch(given)) and octets(given) > 0
+    holds = bool(_BYTES.fullmatch(given)) and 0 < octets(given) <= _MOST_BYTES
     check(
         holds,
         f"{where} must be a whole number above 0 with Ki, Mi, Gi, Ti, M, G, T or nothing after it",
@@ -223,7 +266,8 @@ def resources(value: Any, where: str) -> dict[str, str]:
 
 def duration(value: Any, where: str) -> str:
     """Return a pause such as ``30s``, ``5m`` or ``1h``; a number means seconds."""
-    given = f"{value}s" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    given = f"{whole(value, where)}s" if is_whole else value if isinstance(value, str) else ""
     check(bool(_DURATION.fullmatch(given)), f"{where} must be a time such as 30s, 5m, 1h or 2d", value)
     return given
 
@@ -231,8 +275,9 @@ def duration(value: Any, where: str) -> str:
 def seconds(value: Any, where: str) -> int:
     """Return the seconds of a time such as ``30s``, ``5m`` or ``1h``, above 0; a number means seconds."""
     given = duration(value, where)
-    check(int(given[:-1]) > 0, f"{where} must be a time above 0", value)
-    return int(given[:-1]) * _SECONDS[given[-1]]
+    read = int(given[:-1]) * _SECONDS[given[-1]]
+    check(0 < read <= _MOST, f"{where} must be a time above 0, of at most {_MOST} seconds", value)
+    return read
 
 
 def toleration(value: Any, where: str) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines import pod_settings
 from pipelines import setting_rules as rules
 from pipelines.pod_settings import Pod
@@ -150,9 +148,9 @@ def load(path: str | Path | None = None) -> Settings:
     Raises:
         SettingsError: for a missing file, a key that does not exist, or a value out of its range.
     """
-    given = _read(DEFAULT)
+    given = rules.read_yaml(DEFAULT)
     if path is not None and Path(path) != DEFAULT:
-        change = {key: value for key, value in _read(Path(path)).items() if key not in _OF_OTHERS}
+        change = {key: value for key, value in rules.read_yaml(path).items() if key not in _OF_OTHERS}
         given = _merge(given, change, where=str(path))
     settings = Settings(
         cpu_image=rules.image(given["images"]["cpu"], "images.cpu"),
@@ -175,18 +173,6 @@ def load(path: str | Path | None = None) -> Settings:
         settings.pod_of(step)
         _check_limits(settings.resources_of(step), step)
     return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"The settings file must exist. Received: '{path}' ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"The settings file must be YAML. Received: '{path}' ({reason})") from error
-    check(isinstance(content, dict), "The settings file must hold a mapping", str(path))
-    return dict(content)
 
 
 # Mappings whose keys are the user's own, not ours.

@@ -1,7 +1,7 @@
 """Addresses of files: their checksum, their name, their copy on a mirror and what of them may be shown."""
 
 import re
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from graftflow.errors import InputError
 
@@ -22,6 +22,23 @@ def split_checksum(address: str) -> tuple[str, str]:
             f"Received: '#{fragment}'."
         )
     return plain, fragment[7:].lower()
+
+
+def split_address(address: str) -> SplitResult:
+    """Return the parts of an address.
+
+    Raises:
+        InputError: it has none, such as ``https://[``; the message shows no password of it.
+    """
+    try:
+        parts = urlsplit(address)
+        _ = parts.port
+        return parts
+    except ValueError as error:
+        scheme = address.partition("://")[0]
+        raise InputError(
+            f"An address must have a host, a port and a path that can be read. Received: '{scheme}://…' ({error})."
+        ) from error
 
 
 def file_name(url: str) -> str:

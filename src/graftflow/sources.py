@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from graftflow.addresses import file_name, mirrored, shown, split_checksum
+from graftflow.addresses import file_name, mirrored, shown, split_address, split_checksum
 from graftflow.archives import check_archive, extract, is_url
 from graftflow.caches import key_of, open_cache
 from graftflow.catalogues import check_catalogue, open_catalogue
@@ -41,12 +41,30 @@ def parse_source(source: str) -> tuple[str, str]:
         return kind, ""
     if kind not in NEEDS:
         error = unknown_name("source", source, FORMS)
-        if source and Path(source).expanduser().is_dir():
-            raise InputError(f"{error} Did you mean 'directory:{source}'?")
+        with suppress(InputError):
+            if source and _local(source).is_dir():
+                error = InputError(f"{error} Did you mean 'directory:{source}'?")
         raise error
     if not value:
         raise InputError(f"source '{kind}:' must name its {NEEDS[kind]}. Received: '{source}'.")
-    return kind, split_checksum(value)[0] if kind == "archive" else value
+    if kind == "archive":
+        value = split_checksum(value)[0]
+        if is_url(value):
+            split_address(value)
+    return kind, value
+
+
+def _local(value: str) -> Path:
+    """Return the path of this machine that a value names, whether something is there or not."""
+    try:
+        path = Path(value).expanduser()
+        path.exists()
+        return path
+    except (OSError, RuntimeError) as error:  # too long a name, or the home of nobody
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise InputError(
+            f"A source must name a path that can be there. Received: '{value[:200]}' ({reason})."
+        ) from error
 
 
 def check_mirrors(mirrors: str) -> tuple[str, ...]:
@@ -66,7 +84,7 @@ def check_mirrors(mirrors: str) -> tuple[str, ...]:
     found = dict.fromkeys(part for part in re.split(r"[,\s]+", mirrors) if part)
     known = set(fsspec.available_protocols())
     for mirror in found:
-        scheme, parts = mirror.partition("://")[0].lower(), urlsplit(mirror)
+        scheme, parts = mirror.partition("://")[0].lower(), split_address(mirror)
         problem = ""
         if not is_url(mirror):
             problem = (
@@ -100,12 +118,12 @@ def check_source(source: str) -> None:
     """
     kind, value = parse_source(source)
     if kind == "directory":
-        check_folder(Path(value).expanduser())
+        check_folder(_local(value))
     elif kind == "archive" and is_url(value):
         if not (urlsplit(value).netloc or urlsplit(value).path.strip("/")):
             raise InputError(f"source 'archive:' must name a file. Received: '{source}'.")
     elif kind == "archive":
-        check_archive(Path(value).expanduser())
+        check_archive(_local(value))
     elif kind == "tfds":
         check_catalogue(value)
 
@@ -145,7 +163,7 @@ def open_source(
     elif kind == "digits":
         yield open_digits()
     elif kind == "directory":
-        yield open_folder(Path(value).expanduser())
+        yield open_folder(_local(value))
     elif kind == "archive":
         sha256 = split_checksum(source.strip())[1]
         yield open_folder(descend(_unpack(value, sha256, Path(scratch), kept, mirrors)), name=shown(value))
@@ -159,7 +177,7 @@ def _unpack(value: str, sha256: str, scratch: Path, cache: Path | None, mirrors:
     if is_url(value):
         archive, digest = _fetch(value, sha256, scratch if cache is None else cache, mirrors)
     else:
-        archive = Path(value).expanduser()
+        archive = _local(value)
         check_archive(archive)
         digest = sha256_file(archive) if sha256 or cache else ""
         if sha256 and digest != sha256:

@@ -29,6 +29,10 @@ from graftflow.serving.rest_client import retry_after
 from tests.unit.properties import changed, examples, refusal_or
 from tests.unit.scripted_server import RANKED, scripted_server
 
+# Where requests itself gives up on a header, it leaves the connection to the collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 _HOSTILE = [
     "\x1b[2J",
     "\x1b]52;c;aGk=\x07",
@@ -135,7 +139,7 @@ _HEADERS = st.dictionaries(
     form=st.sampled_from(["table", "json", "jsonl", "csv"]),
     label=st.booleans(),
 )
-@examples(3)
+@examples(2)
 def test_any_answer_over_rest_is_told_or_refused_in_one_line(
     scripted: Any, status: int, document: Any, headers: dict[str, str], form: str, label: bool
 ) -> None:
@@ -264,7 +268,7 @@ def test_any_answer_over_grpc_is_told_or_refused_in_one_line(
 
 
 @given(row=_ROWS)
-@examples(5)
+@examples(3)
 def test_any_row_is_a_ranking_or_refused(row: Any) -> None:
     found = refusal_or(lambda: ranking(row))
     if not isinstance(found, InputError):
@@ -306,7 +310,7 @@ def test_any_tensor_is_read_or_refused(
         st.from_regex(r"\A[A-Z][a-z]{2}, \d{1,3} [A-Z][a-z]{2} \d{1,6} \d\d?:\d\d:\d\d ?[-+A-Z0-9]{0,6}\Z"),
     )
 )
-@examples(3)
+@examples(2)
 def test_any_retry_after_is_a_number_from_0_or_none(text: str) -> None:
     found = retry_after(text)
     assert found is None or found >= 0
