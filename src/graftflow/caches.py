@@ -17,7 +17,8 @@ def open_cache(cache: str | Path | None = None) -> Path:
 
     Args:
         cache: the folder; ``None`` or ``""`` takes ``.cache/graftflow`` in the user's home or, where that cannot be
-            written (a container with a read-only root), in the folder for temporary files.
+            written (a container with a read-only root), in the folder for temporary files, unless it is another user's
+            there.
 
     Raises:
         InputError: the named folder cannot be made or written.
@@ -27,10 +28,13 @@ def open_cache(cache: str | Path | None = None) -> Path:
         if not _writable(folder):
             raise InputError(f"cache must be a folder that can be written. Received: '{cache}'.")
         return folder
-    for root in (Path.home() / ".cache", Path(tempfile.gettempdir())):
-        folder = root / "graftflow"
-        if _writable(folder):
-            return folder
+    folder = Path.home() / ".cache" / "graftflow"
+    if _writable(folder):
+        return folder
+    folder = Path(tempfile.gettempdir()) / "graftflow"
+    # Anybody may make a folder of this name there, and would then choose our features and checkpoints.
+    if _writable(folder) and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+        return folder
     raise InputError(
         "cache must be a folder that can be written. Received: '' (home and temporary folder are not)."
     )

@@ -21,6 +21,23 @@ def test_without_a_name_it_is_in_the_home_and_else_among_the_temporary_files(tmp
     assert caches.open_cache() == tmp_path / "temporary" / "graftflow"
 
 
+def test_another_users_folder_among_the_temporary_files_is_no_cache(tmp_path: Path, monkeypatch) -> None:
+    """Whoever made it would choose the features and checkpoints that are found in it."""
+    (tmp_path / "home").write_text("")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / "graftflow").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match="cache must be a folder"):
+        caches.open_cache()
+    (tmp_path / "temporary" / "graftflow").unlink()
+    assert caches.open_cache() == tmp_path / "temporary" / "graftflow"
+    monkeypatch.setattr("os.getuid", lambda: 4242)
+    with pytest.raises(InputError, match="cache must be a folder"):
+        caches.open_cache()
+
+
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match="cache must be a folder that can be written. Received: .*file"):
