@@ -1,8 +1,8 @@
 """Folding: a frozen network's batch normalisations become part of the convolutions before them, gradients included.
 
-TensorFlow folds them itself where weights are constants and nothing but a prediction is asked for. A gradient keeps them:
-on EfficientNet-Lite0 they are a quarter of its time (2 cores, batch 8: 38 ms of one core a picture, 28 ms folded), and
-of the layers that are traced a third.
+TensorFlow folds them itself where weights are constants and nothing but a prediction is asked for. A gradient keeps
+them: on EfficientNet-Lite0 they are a quarter of its time (batch 8: 38 ms of one core a picture, 28 ms folded), and a
+third of the layers that are traced.
 """
 
 from typing import Any
@@ -95,7 +95,7 @@ def _pairs(network: keras.Model, least_scale: float) -> list[tuple[Any, Any]]:
         maker = makers.get(id(norm.input))
         scale = np.ones(1) if norm.gamma is None else np.asarray(norm.gamma)
         if (
-            type(maker) in _CONVOLUTIONS
+            isinstance(maker, _CONVOLUTIONS)
             and uses[id(norm.input)] == 1
             and maker.activation is keras.activations.linear
             and norm.axis in (-1, 3)
