@@ -1,4 +1,4 @@
-"""Campaigns that take minutes: kills at random moments, full disks, thousands of broken files. `make stress` runs them."""
+"""Campaigns that take minutes: kills, full disks, thousands of broken files. `make stress` runs them."""
 
 import os
 from pathlib import Path
