@@ -166,6 +166,8 @@ def _subfolders(folder: Path) -> list[Path]:
     for inner in found:
         if _readable(inner.name) != inner.name:
             raise InputError(f"Names of class folders must be UTF-8. Received: '{_readable(inner.name)}'.")
+        if not inner.name.isprintable():  # a model answers with them, and its clients print what it answers
+            raise InputError(f"Names of class folders must be printable. Received: '{inner.name}'.")
     return found
 
 

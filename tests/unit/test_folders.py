@@ -6,7 +6,7 @@ import pytest
 
 from graftflow.audit import Audited, audit_picture
 from graftflow.errors import InputError
-from graftflow.folders import open_folder
+from graftflow.folders import check_folder, open_folder
 from tests.unit.pictures_on_disk import cats_and_dogs, encode, make_folder, photo, rows, write
 
 
@@ -64,3 +64,12 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     after = list(open_folder(root).pictures)
     assert [i for i, picture in enumerate(after) if picture.stamp != before[i]] == [0]
     assert isinstance(audit_picture(after[0]), Audited)
+
+
+@pytest.mark.parametrize("name", ["cat\x1b[31m", "cat\ndog", "\u202ecat"])
+def test_a_class_whose_name_acts_on_a_terminal_is_refused(tmp_path: Path, name: str) -> None:
+    for label in ("dog", name):
+        make_folder(tmp_path, {f"{label}/{i}.jpg": b"x" for i in range(3)})
+    with pytest.raises(InputError, match="Names of class folders must be printable") as caught:
+        check_folder(tmp_path)
+    assert str(caught.value).isprintable()
