@@ -106,7 +106,7 @@ class ViewSource:
             print(f"The view '{path}' is cut or altered, and is computed again.", flush=True)
         label = f"view {index + 1} of {self._num_views} at the cut"
         progress = Progress(label, total=self.num_pictures, unit="pictures")
-        with files.atomic_file(path) as aside:
+        with writing(self._folder), files.atomic_file(path) as aside:
             written = _mapped(aside, _STORED, (self.num_pictures, *self._shape))
             done = 0
             for activations, _ in self._computed(self._pixels(index)):
@@ -189,10 +189,11 @@ def _mapped(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...]) -
     Raises:
         InputError: the disk has no room for it.
     """
-    written = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        with writing(path.parent), path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    with writing(path.parent):
+        written = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return written
 
 

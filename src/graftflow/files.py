@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graftflow.errors import InputError
+from graftflow.storage import writing
 
 # What is left of a disk, in bytes, when a library's last write has failed for want of space.
 _FULL = 2**20
@@ -38,9 +39,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         yield aside
         _put_in_place(aside, final)
     except BaseException as error:
-        free = shutil.disk_usage(final.parent).free
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full |= shutil.disk_usage(final.parent).free < _FULL
         shutil.rmtree(aside, ignore_errors=True)
-        if free < _FULL and not isinstance(error, InputError | KeyboardInterrupt):
+        if full and not isinstance(error, InputError | KeyboardInterrupt):
             raise InputError(
                 f"The disk must have room for '{final.name}'. Received: no space left in '{final.parent}'"
             ) from error
@@ -115,9 +117,13 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, keys in the order given; NaN and infinities are refused."""
+    """Write ``value`` as indented JSON, keys in the order given; NaN and infinities are refused.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    with atomic_file(path) as aside:
+    with writing(Path(path).parent), atomic_file(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 

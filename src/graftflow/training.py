@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from graftflow.fine_tuning import score
 from graftflow.lessons import prepare_lesson, trade
 from graftflow.locks import locked_if_free
 from graftflow.recipes import Recipe
+from graftflow.storage import writing
 
 Layers = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 Logits = npt.NDArray[np.floating]
@@ -227,11 +228,14 @@ def _workplace(destination: Path, cache: str | Path | None, facts: dict[str, Any
         return
     if cache is not None:
         folder = caches.open_cache(cache) / "checkpoints" / caches.key_of(facts)
-        folder.parent.mkdir(exist_ok=True)
-        with locked_if_free(folder) as free:
+        with ExitStack() as stack:
+            with writing(folder.parent):
+                folder.parent.mkdir(exist_ok=True)
+                free = stack.enter_context(locked_if_free(folder))
+                if free:
+                    folder.mkdir(exist_ok=True)
+                    files.remove_asides(folder)
             if free:
-                folder.mkdir(exist_ok=True)
-                files.remove_asides(folder)
                 yield folder
                 shutil.rmtree(folder, ignore_errors=True)
                 return

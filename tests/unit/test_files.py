@@ -1,5 +1,6 @@
 """Artifacts appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import signal
@@ -64,6 +65,27 @@ def test_a_full_disk_is_told_as_one_whatever_the_library_says(tmp_path: Path, mo
         files.atomic_directory(tmp_path / "model"),
     ):
         raise RuntimeError("Can't decrement id ref count")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_finds_no_room_is_told_although_smaller_ones_would(tmp_path: Path, monkeypatch) -> None:
+    with (
+        pytest.raises(
+            InputError, match=f"The disk must have room for 'model'. Received: no space left in '{tmp_path}'"
+        ),
+        files.atomic_directory(tmp_path / "model"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: os.pread(-1, 0, 0))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        files.write_json(tmp_path / "figures", {})
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match=f"Cannot write in folder '{tmp_path}': No space left on device"):
+        files.write_json(tmp_path / "figures", {})
     assert not list(tmp_path.iterdir())
 
 

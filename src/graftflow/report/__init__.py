@@ -15,6 +15,7 @@ from graftflow.report import results, robustness, sections, sight, training_trad
 from graftflow.report.artifacts import Artifacts
 from graftflow.report.data import data
 from graftflow.report.images import Album, Encoded, encode_within
+from graftflow.storage import writing
 
 MOST_BYTES = 2_900_000  # What mail programs and KFP's pages still show well.
 _BLANK = Encoded("", 1, 1)
@@ -61,7 +62,7 @@ def write_report(
     bare = template.render(**view, pictures=[_BLANK] * len(album.pictures))
     room = MOST_BYTES - len(bare.encode("utf-8")) - 8 * len(album.pictures)
     page = template.render(**view, pictures=encode_within(album.pictures, room))
-    with atomic_file(destination) as aside:
+    with writing(Path(destination).parent), atomic_file(destination) as aside:
         aside.write_text(page.lstrip(), encoding="utf-8")
 
 
