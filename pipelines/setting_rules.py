@@ -276,7 +276,8 @@ def seconds(value: Any, where: str) -> int:
     """Return the seconds of a time such as ``30s``, ``5m`` or ``1h``, above 0; a number means seconds."""
     given = duration(value, where)
     read = int(given[:-1]) * _SECONDS[given[-1]]
-    check(0 < read <= _MOST, f"{where} must be a time above 0, of at most {_MOST} seconds", value)
+    check(read > 0, f"{where} must be a time above 0", value)
+    check(read <= _MOST, f"{where} must be a time of at most {_MOST} seconds", value)
     return read
 
 
