@@ -59,6 +59,12 @@ def again(artifacts, tmp_path_factory) -> Path:
     return root
 
 
+def names_in(folder: Path) -> list[str]:
+    """A folder's files but for its seal, which follows from them and which the step's component writes."""
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return sorted(name for name in found if name != "SHA256SUMS")
+
+
 @pytest.mark.parametrize("kind", ["dataset", "features", "head", "model", "saved_model", "evaluation"])
 def test_an_artifact_made_twice_has_the_same_bytes(artifacts, again: Path, kind: str) -> None:
     first, second = getattr(artifacts, kind), again / kind
