@@ -26,6 +26,7 @@ from pipelines.run_local import (
     interrupt_on_sigterm,
     only_run_in,
     read_values,
+    remove_of_killed,
     source_image,
 )
 from pipelines.settings import STEPS
@@ -153,6 +154,7 @@ def _run_and_save(given: argparse.Namespace, pipeline: Any) -> int:
         if getattr(given, name, None) is None:
             setattr(given, name, value)
     values = read_values(pipeline, given)
+    remove_of_killed(given.runs, step.replace("_", "-"))
     moment = f"{datetime.now():%Y-%m-%d-%H-%M-%S-%f}"
     folder = given.runs.resolve() / f"{step.replace('_', '-')}-{moment}"
     run = Run(folder, values, parent=parent.folder.name if parent.steps else "")
