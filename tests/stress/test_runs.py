@@ -23,16 +23,23 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONPATH": f"{ROOT}
 SAME = ("dataset", "features", "head", "model", "evaluation", "adversarial")
 
 
+_started: list[subprocess.Popen] = []
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def place(tmp_path_factory):
+    yield tmp_path_factory.mktemp("runs")
+    for run in _started:  # of a test that failed
+        if run.poll() is None:
+            run.terminate()
+            run.communicate()
 
 
 def started(place: Path, runs: str, pictures: Path) -> subprocess.Popen:
     """Start a whole run in a folder of its own, with the cache and the store of the others."""
     values = {**VALUES, "version": 0, "dataset": f"directory:{pictures}", "runs": place / runs}
     values |= {"cache": place / "cache", "store": place / "store"}
-    return subprocess.Popen(
+    run = subprocess.Popen(
         [sys.executable, "-m", "pipelines.run_local"]
         + [f"--{name.replace('_', '-')}={value}" for name, value in values.items()],
         cwd=ROOT,
@@ -41,6 +48,8 @@ def started(place: Path, runs: str, pictures: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+    _started.append(run)
+    return run
 
 
 def is_at_work(process: psutil.Process) -> bool:
@@ -73,7 +82,7 @@ def runs(place: Path, picture_folder: Path, killed) -> dict[str, tuple[str, str]
     time.sleep(5)
     third = started(place, "two", picture_folder)
     said = {
-        name: run.communicate(timeout=1200) for name, run in (("third", third), ("one", one), ("two", two))
+        name: run.communicate(timeout=2400) for name, run in (("third", third), ("one", one), ("two", two))
     }
     assert (one.returncode, two.returncode) == (0, 0), said
     assert third.returncode == 1
