@@ -48,7 +48,11 @@ def main() -> None:
 
 def end_of(child: int, channel: socket.socket) -> int:
     """Return a step's exit code; where the run that asked for the step is killed, the step is too."""
-    ended = os.pidfd_open(child)
+    try:
+        ended = os.pidfd_open(child)
+    except OSError:
+        # Before Linux 5.3, or forbidden in a sandbox: a step then outlives a killed run, as it does with kfp.
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     # Nothing is sent while a step runs: a channel that can be read then has lost its other end.
     readable, _, _ = select.select([ended, channel], [], [])
     os.close(ended)

@@ -1,7 +1,10 @@
 """Steps are forks of one process: what that keeps apart, what it saves, and how such a process ends."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines import fork_server
 from pipelines.settings import STEPS
 from pipelines.step_processes import WITHOUT_TENSORFLOW, StepProcesses, _as_kfp_does
 
@@ -172,3 +176,13 @@ print("said", fork_server.has_runtime(), tensorflow.ones(1).shape, fork_server.h
 
 def test_the_steps_that_do_without_tensorflow_are_steps() -> None:
     assert set(STEPS) >= WITHOUT_TENSORFLOW - {"check_comparison"}
+
+
+def test_a_step_ends_where_the_kernel_gives_no_handle_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise PermissionError("forbidden in a sandbox")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen([sys.executable, "-c", "raise SystemExit(5)"]) as child:
+        assert fork_server.end_of(child.pid, ours) == 5
