@@ -33,7 +33,7 @@ def check_run(settings: Mapping[str, Any]) -> int:
     """
     for name, check in _CHECKS.items():
         if name in settings:
-            check(name, settings[name])
+            _checked(check, name, settings[name])
     if {"validation_fraction", "test_fraction"} <= settings.keys():
         held_out = settings["validation_fraction"] + settings["test_fraction"]
         if not held_out < 1:
@@ -49,10 +49,26 @@ def check_run(settings: Mapping[str, Any]) -> int:
     return len(settings)
 
 
+def _checked(check: Any, name: str, value: Any) -> None:
+    try:
+        check(name, value)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # no name for a file, the home of nobody
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise InputError(
+            f"{name} must be a value that can be used. Received: '{value!s:.200}' ({reason})"
+        ) from error
+
+
 def _at_least(minimum: int) -> Any:
     def check(name: str, value: Any) -> None:
         if value < minimum:
             raise InputError(f"{name} must be a whole number from {minimum}. Received: {value}")
+        if value >= 2**63:
+            raise InputError(
+                f"{name} must be a whole number below 2**63. Received: one of {value.bit_length()} bits"
+            )
 
     return check
 

@@ -276,10 +276,6 @@ def test_any_row_is_a_ranking_or_refused(row: Any) -> None:
         assert scores == sorted(scores, reverse=True)
 
 
-_TENSOR = messages.TensorProto(dtype=1, float_val=[0.5, 0.25])
-_TENSOR.tensor_shape.dim.add(size=2)
-
-
 @given(
     dtype=st.integers(0, 24),
     shape=st.lists(st.sampled_from([0, 1, 2, 3, 2**24, 2**40, -1]), max_size=6),
@@ -302,6 +298,19 @@ def test_any_tensor_is_read_or_refused(
         refusal_or(lambda: tensor_values.read(proto))
     elif math.prod(size for size in shape if size) > tensor_values.LARGEST:
         assert isinstance(refusal_or(lambda: tensor_values.read(proto)), InputError)
+
+
+@pytest.mark.parametrize(
+    "shape", [[1, 38, 1, 38, 1, 1, 38, 1, 38, 1, 1, 1], [2**24] + [1] * 200, [2**22, 2, 0, 2], [1] * 255],
+    ids=["found by the fuzzer", "lists of lists", "empty ones", "dimensions"],
+)  # fmt: skip
+def test_a_shape_cannot_ask_for_millions_of_lists(shape: list[int]) -> None:
+    proto = messages.TensorProto(dtype=tensor_values.STRING, string_val=[b"cat"])
+    for size in shape:
+        proto.tensor_shape.dim.add(size=size)
+    started = time.monotonic()
+    assert isinstance(refusal_or(lambda: tensor_values.read(proto)), InputError)
+    assert time.monotonic() - started < 5
 
 
 @given(

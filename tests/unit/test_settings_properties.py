@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graftflow.checks import check_run
 from graftflow.epsilons import parse_epsilon, parse_epsilons
 from graftflow.errors import InputError, one_line
 from graftflow.label_tables import read_table
@@ -162,6 +163,38 @@ def test_any_source_is_checked_or_refused(text: str) -> None:
                 refusal_or(lambda source=source: check_source(source))
     refusal_or(lambda: check_mirrors(text))
     refusal_or(lambda: check_mirrors(f"https://{text}"))
+
+
+_TEXT_SETTINGS = (
+    "dataset", "backbone", "weights", "head_type", "class_weight", "augmentation", "precision", "mirrors", "cache",
+    "adversarial_training", "adversarial_epsilon", "robust_epsilon", "epsilons", "ideal_classes", "store",
+    "model_name", "label",
+)  # fmt: skip
+_WHOLE_SETTINGS = (
+    "seed", "fine_tune_blocks", "fine_tune_epochs", "fine_tune_views", "shards", "attack_steps", "attack_pictures",
+    "version",
+)  # fmt: skip
+_FRACTIONS = (
+    "validation_fraction", "test_fraction", "learning_rate", "layer_decay", "mixup", "ema_decay", "min_accuracy",
+    "weight_decay",
+)  # fmt: skip
+
+
+@given(
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(_TEXT_SETTINGS, _LINES),
+            **dict.fromkeys(_WHOLE_SETTINGS, st.one_of(st.integers(), st.just(10**400), st.just(2**63))),
+            **dict.fromkeys(_FRACTIONS, st.floats()),
+        },
+    )
+)
+@examples(3)
+def test_any_parameters_are_checked_or_refused(values: dict[str, object]) -> None:
+    for name, value in values.items():
+        refusal_or(lambda name=name, value=value: check_run({name: value}))
+    refusal_or(lambda: check_run(values))
 
 
 @given(

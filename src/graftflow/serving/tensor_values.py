@@ -7,6 +7,7 @@ typed fields. Values are those of the REST API: numbers, ``bool``, text, ``bytes
 import array
 import itertools
 import math
+import operator
 import struct
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from graftflow.serving.messages import TensorProto
 
 STRING, BOOL, INT64, FLOAT = 7, 10, 9, 1
 MOST_DIMENSIONS = 254  # TensorFlow's own limit
+MOST_LISTS = 2**22  # 33 pictures of 352 by 352 pixels, each pixel a list
 LARGEST = 2**24  # values of a tensor: a few bytes can claim any shape
 # DataType of types.proto → its name, the field of TensorProto, and the struct code of one value of tensor_content.
 _DTYPES: dict[int, tuple[str, str, str]] = {
@@ -88,6 +90,9 @@ def read(proto: Any, *, as_bytes: bool = False) -> Any:
         raise InputError(f"an output's shape must be known. Received: {shape}")
     if math.prod(size for size in shape if size) > LARGEST:
         raise InputError(f"an output must have at most {LARGEST} values. Received: shape {shape}")
+    # Dimensions of 1 make lists without values: a kilobyte could ask for billions.
+    if sum(itertools.accumulate((max(size, 1) for size in shape[:-1]), operator.mul)) > MOST_LISTS:
+        raise InputError(f"an output must have at most {MOST_LISTS} lists. Received: shape {shape}")
     total = math.prod(shape)
     if proto.tensor_content and code:
         if len(proto.tensor_content) != total * struct.calcsize(f"<{code}"):
