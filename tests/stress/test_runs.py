@@ -79,7 +79,9 @@ def killed(place: Path, picture_folder: Path) -> list[psutil.Process]:
 def runs(place: Path, picture_folder: Path, killed) -> dict[str, tuple[str, str]]:
     """The same run once more, and at the same time another one; returns the words of both, and of a third."""
     one, two = (started(place, name, picture_folder) for name in ("one", "two"))
-    time.sleep(5)
+    while not (place / "two" / ".run.log").exists():  # it holds the lock of its folder
+        assert two.poll() is None, two.communicate()
+        time.sleep(0.05)
     third = started(place, "two", picture_folder)
     said = {
         name: run.communicate(timeout=2400) for name, run in (("third", third), ("one", one), ("two", two))
