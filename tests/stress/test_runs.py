@@ -144,9 +144,16 @@ def test_a_killed_server_starts_again_at_the_same_ports(place: Path, runs, pictu
     command = [sys.executable, "-m", "graftflow.serving", f"--rest_api_port={ports[0]}", f"--port={ports[1]}"]
     command += [f"--model_config_file={place / 'store' / 'models.config'}"]
     for ending in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
-        server = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         try:
-            assert any(re.match("serving .+ at http", line) for line in server.stdout)
+            assert any(re.search("serving .+ at http", line) for line in server.stdout)
             url = f"http://127.0.0.1:{ports[0]}/v1/models/tiles/labels/stable"
             (told,) = requests.get(url, timeout=10).json()["model_version_status"]
             assert told["state"] == "AVAILABLE"
