@@ -28,7 +28,7 @@ PARAMETERS = $(call given,DATASET,dataset) $(call given,BACKBONE,backbone) $(cal
 	$(call given,IDEAL_STEPS,ideal-steps) $(call given,VERSION,version) $(call given,STORE,store) \
 	$(call given,MODEL_NAME,model-name) $(call given,LABEL,label) $(call given,RUNS,runs)
 
-CODE := src components pipelines manifests benchmarks dependencies
+CODE := src components pipelines manifests benchmarks docker
 STORE ?= models
 MODEL_NAME ?= graftflow
 PORT ?= 8501
@@ -157,23 +157,27 @@ lint: $(TEST_READY) ## Check style, form and security rules
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive $(CODE)
 
-.PHONY: audit sbom
+.PHONY: audit sbom licences
 audit: $(TEST_READY) ## Locks, licences, known vulnerabilities; ends with 3 where no advisory service answers (FLAGS=--offline)
-	@$(PY) -m dependencies.audit $(FLAGS)
+	@PYTHONPATH=docker $(PY) -m dependencies.audit $(FLAGS)
 
 sbom: $(TEST_READY) ## Bills of material of the images, into build/sbom: make sbom BASE_IMAGE=…
-	@$(PY) -m dependencies.sboms $(if $(BASE_IMAGE),--base-image='$(BASE_IMAGE)')
+	@PYTHONPATH=docker $(PY) -m dependencies.sboms $(if $(BASE_IMAGE),--base-image='$(BASE_IMAGE)')
 
 types: $(TEST_READY) ## Check types (strict on the library)
 	@$(PY) -m mypy
 
-lock: ## Renew the lock files (needs uv)
+lock: ## Renew the lock files (needs uv) and the list of licences
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --quiet --upgrade -o requirements.lock
 	uv pip compile --group pyproject.toml:dev -c requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements-dev.lock
 	uv pip compile docker/requirements-gpu.in -c requirements.lock --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url --no-header --quiet --upgrade -o requirements-gpu.lock
+	$(MAKE) licences
+
+licences: $(TEST_READY) ## Look up the licence of everything that is locked and list it in docs/dependencies.md
+	@PYTHONPATH=docker $(PY) -m dependencies.licences --renew $(PY)
 
 clean: ## Remove runs, deployed models and the environment
 	rm -rf runs models build $(VENV)

@@ -1,6 +1,7 @@
 """What is locked: pinned, hashed, of known and allowed licences; and what no service was asked about is not clean."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,10 @@ def test_releases_that_a_service_does_not_know_are_not_counted_as_clean() -> Non
 
 def run_audit(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dependencies.audit", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "PYTHONPATH": "docker"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_an_audit_without_a_service_says_so_and_ends_with_a_code_of_its_own() -> None:

@@ -152,17 +152,17 @@ def render_page(locks: Mapping[str, Sequence[Pin]], record: Mapping[tuple[str, s
 
 
 _SHORT = {lock_files.RUN: "run", lock_files.DEVELOPMENT: "development", lock_files.GPU: "gpu"}
-_RENEWAL = "python -m dependencies.licences --renew PYTHON"
+_RENEWAL = "make licences"
 _PAGE = """# What graftflow depends on
 
-Written by `python -m dependencies.licences` from the lock files and from what each distribution's metadata says of its
-licence; `make audit` fails where this page, the record behind it (`dependencies/licences.json`) and the locks disagree.
+Written by `make licences` from the lock files and from what each distribution's metadata says of its
+licence; `make audit` fails where this page, the record (`docker/dependencies/licences.json`) and the locks disagree.
 
 {total} locked releases: {summary}.
 
 Allowed without a word are permissive licences and weak copyleft (MPL, LGPL: files of theirs that are changed must be
 published, what uses them need not). NVIDIA's libraries, which only the GPU's image holds, are named one by one in
-`dependencies/licences.py`: their terms restrict how an image that holds them may be passed on. Anything else, an
+`docker/dependencies/licences.py`: their terms restrict how an image that holds them may be passed on. Anything else, an
 unknown licence too, fails the audit. `BSD` stands where the metadata does not tell which of them. What a wheel bundles
 in compiled form has licences of its own, in the wheel; this table does not look into them.
 

@@ -53,7 +53,7 @@ def check_offline(root: Path = ROOT) -> list[str]:
     of_licences = licences.problems_of(everything, record, licences.installed())
     if not of_licences and licences.PAGE.read_text(encoding="utf-8") != licences.render_page(locks, record):
         of_licences.append(
-            f"{licences.PAGE.name} must be what `python -m dependencies.licences` writes. Received: another text"
+            f"{licences.PAGE.name} must be what `make licences` writes. Received: another text"
         )
     return problems + of_licences
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from packaging.markers import InvalidMarker, Marker
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN, DEVELOPMENT, GPU = "requirements.lock", "requirements-dev.lock", "requirements-gpu.lock"
 LOCKS = (RUN, DEVELOPMENT, GPU)
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.+))?")
