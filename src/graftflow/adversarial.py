@@ -12,6 +12,7 @@ from graftflow.attacked_pictures import AttackedPictures, load, stratified
 from graftflow.epsilons import whole_levels
 from graftflow.errors import InputError, unknown_name
 from graftflow.files import read_json, write_json
+from graftflow.folding import folded
 from graftflow.intervals import CONFIDENCE, share
 from graftflow.minimal_radii import minimal_radii
 from graftflow.predictions import Array, predict
@@ -177,7 +178,7 @@ def _checked(num_pictures: int, epsilons: Sequence[float], steps: int) -> list[f
 
 
 def _load_model(path: str | Path, num_classes: int) -> Any:
-    model = load_classifier(path)
+    model = folded(load_classifier(path))
     if model.output_shape[-1] != num_classes:
         raise InputError(
             f"the model must have an output for each of the data's {num_classes} classes. "

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import attacks
+from graftflow import attacks, folding
 from graftflow.errors import InputError
 from graftflow.ideal_images import head_of
 
@@ -49,14 +49,17 @@ class Explainer:
     def __init__(self, classifier: keras.Model) -> None:
         self.classifier = classifier
         self.side = int(classifier.input_shape[1])
-        network = classifier.get_layer("backbone")
+        self._folded = folding.folded(classifier)
+        network = self._folded.get_layer("backbone")
         self.layer = last_maps(network).name
         # The backbone's graph is its own, so its last maps come out of it beside its output, and the tape connects
         # them: no model is made across the two graphs.
         self._network = keras.Model(network.input, [network.get_layer(self.layer).output, network.output])
-        self._preprocessing, self._head = classifier.get_layer("preprocessing"), head_of(classifier)
-        self._logits_of = attacks.logits_model(classifier)
-        self._gradient = tf.function(self._gradient_of, reduce_retracing=True)
+        self._preprocessing, self._head = self._folded.get_layer("preprocessing"), head_of(self._folded)
+        self._logits_of = attacks.logits_model(self._folded)
+        several = [(None, self.side, self.side, 3), (None,)]
+        signature = [tf.TensorSpec(several[0], tf.float32), tf.TensorSpec(several[1], tf.int64)]
+        self._gradient = tf.function(self._gradient_of, input_signature=signature)
 
     def grad_cam(self, pixels: tf.Tensor, classes: Sequence[int]) -> Maps:
         """Weigh the last maps by the class's mean gradient (Selvaraju et al. 2017, equations 1 and 2).
@@ -71,6 +74,7 @@ class Explainer:
             ``float32 (n, h, w)`` of the maps' own side, the largest 1; 0 everywhere where nothing speaks for the
             class.
         """
+        self._take_over()
         labels = tf.constant(list(classes), tf.int64)
         with tf.GradientTape() as tape:
             # A frozen backbone is recorded only because its input is watched.
@@ -102,6 +106,7 @@ class Explainer:
         """
         if steps < 1:
             raise InputError(f"steps must be at least 1. Received: {steps}.")
+        self._take_over()
         grey = tf.fill((1, self.side, self.side, 3), BASELINE)
         maps, differences, errors = [], [], []
         for picture, label in zip(tf.unstack(pixels), classes, strict=True):
@@ -118,6 +123,10 @@ class Explainer:
             differences.append(difference)
             errors.append(error)
         return Attribution(*(np.asarray(values, np.float32) for values in (maps, differences, errors)))
+
+    def _take_over(self) -> None:
+        """Take over the weights that the classifier has now: they may have been shuffled. Nothing is compiled again."""
+        folding.refold(self._folded, self.classifier)
 
     def _mean_slope(self, picture: tf.Tensor, grey: tf.Tensor, label: int, pieces: int) -> tf.Tensor:
         """Return ∫ ∂ logit / ∂ x dt by the middles of equal pieces of u, t = u³, dt = 3u² du; ``(s, s, 3)``."""

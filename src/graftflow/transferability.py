@@ -11,6 +11,7 @@ import tensorflow as tf
 from graftflow import attacks, backbones, files, heads, training
 from graftflow.epsilons import whole_levels
 from graftflow.errors import InputError
+from graftflow.folding import folded
 from graftflow.intervals import share
 from graftflow.predictions import Array, in_batches, predict, through_png
 from graftflow.progress import Progress
@@ -56,7 +57,7 @@ def features_only(head_path: str | Path, *, weights: str) -> Contender:
             f"({identity['weights_sha256'][:12]}…). Received: '{weights}' "
             f"({built['weights_sha256'][:12]}…)."
         )
-    return contender("features only", training.build_classifier(features_model, layers))
+    return contender("features only", folded(training.build_classifier(features_model, layers)))
 
 
 def transfer_matrix(

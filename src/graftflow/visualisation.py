@@ -156,20 +156,19 @@ def _write_ideal(
                 "file": f"{stem}.jpg",
                 "class": name,
                 "network": kind,
-                "probability": _probability(model, folder / f"{stem}.jpg", indices[name]),
                 "steps": steps,
             }
             if animated:
                 row["animation"] = f"{stem}.webp"
                 write_animation(folder / row["animation"], drawing.frames, most_bytes=_ANIMATION_BYTES)
             rows.append(row)
+    if rows:
+        # Of the pictures as they stand in their files; all at once: one call of a model that is not compiled.
+        files = tf.constant([(folder / row["file"]).read_bytes() for row in rows])
+        seen = model(preprocessing.decode_batch(files, model.input_shape[1]), training=False)
+        for row, probabilities in zip(rows, np.asarray(seen), strict=True):
+            row["probability"] = float(probabilities[indices[row["class"]]])
     return rows
-
-
-def _probability(model: keras.Model, file: Path, index: int) -> float:
-    """Return the probability of a class for a picture as it stands in its file."""
-    pixels = preprocessing.decode(tf.constant(file.read_bytes()), model.input_shape[1])
-    return float(model(pixels[None], training=False)[0, index])
 
 
 def _test_paths(dataset: Path, classes: Sequence[str]) -> dict[str, str]:

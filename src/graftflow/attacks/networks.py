@@ -1,14 +1,19 @@
 """One pass through the attacked network: its logits, a loss of them, and the loss's gradient, compiled once."""
 
 from collections.abc import Callable
+from functools import partial
 
 import keras
 import tensorflow as tf
 
-from graftflow.attacks.losses import Loss, log_odds_against
+from graftflow.attacks.losses import Loss, dlr, log_odds_against, targeted_dlr
 from graftflow.errors import InputError
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
+
+# Those that attacks climb, and the classes that each needs. They share one graph of a network: a loss costs next to
+# nothing, and to compile EfficientNet-Lite0's gradient once more takes as long as 60 gradients.
+_LOSSES: tuple[tuple[Loss, int], ...] = ((log_odds_against, 2), (dlr, 3), (targeted_dlr, 4))
 
 
 def logits_model(model: keras.Model) -> keras.Model:
@@ -42,7 +47,7 @@ def ascend(
     *,
     targeted: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Run forward and back once, compiled once for a network, a loss and a picture size.
+    """Run forward and back once, compiled once for a network and a picture size (and a loss of the caller's own).
 
     Args:
         logits_of: pixels → logits.
@@ -58,8 +63,11 @@ def ascend(
     """
     several = tf.TensorSpec((None,), tf.int64)
     sign = tf.constant(-1.0 if targeted else 1.0)
-    gradient_pass.get_concrete_function(logits_of, loss, _any_number(pixels), several, several, sign)
-    logits, raised, gradient = gradient_pass(logits_of, loss, pixels, labels, targets, sign)
+    known = [number for number, (one, _) in enumerate(_LOSSES) if one is loss]
+    own, number = (None, known[0]) if known else (loss, 0)
+    which = tf.constant(number)
+    gradient_pass.get_concrete_function(logits_of, own, _any_number(pixels), several, several, sign, which)
+    logits, raised, gradient = gradient_pass(logits_of, own, pixels, labels, targets, sign, which)
     return logits, raised, gradient
 
 
@@ -78,16 +86,29 @@ def signed_gradient(
     return -sign if targeted else sign
 
 
+def _one_of(which: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor | None) -> tf.Tensor:
+    able = [loss for loss, classes in _LOSSES if (logits.shape[1] or classes) >= classes] or [
+        log_odds_against
+    ]
+    return tf.switch_case(which, [partial(loss, logits, labels, targets) for loss in able])
+
+
 # Compiled before the first call for any number of pictures: a shrinking batch compiles nothing again.
 @tf.function  # type: ignore[untyped-decorator]
 def gradient_pass(
-    logits_of: Logits, loss: Loss, pixels: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, sign: tf.Tensor
+    logits_of: Logits,
+    loss: Loss | None,
+    pixels: tf.Tensor,
+    labels: tf.Tensor,
+    targets: tf.Tensor,
+    sign: tf.Tensor,
+    which: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The graph of :func:`ascend`."""
+    """The graph of :func:`ascend`; without a loss of its own it takes the one of that number in the table."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(pixels)
         logits = logits_of(pixels)
-        raised = sign * loss(logits, labels, targets)
+        raised = sign * (loss or partial(_one_of, which))(logits, labels, targets)
     gradient = tape.gradient(raised, pixels, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return logits, raised, gradient
 
