@@ -93,13 +93,19 @@ _PAX_NAMES = [
     "x",
 ]
 _PAX_VALUES = ["-1", "99999999999", "1", "../x", "a\n", "BINARY"]
-_PAX = st.dictionaries(
-    st.sampled_from(_PAX_NAMES),
-    st.one_of(st.sampled_from(_PAX_VALUES), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)),
-    max_size=2,
+_PAX = st.one_of(
+    st.just({}),
+    st.just({}),
+    st.dictionaries(
+        st.sampled_from(_PAX_NAMES),
+        st.one_of(
+            st.sampled_from(_PAX_VALUES), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+        ),
+        max_size=2,
+    ),
 )
 _ENTRIES = st.lists(
-    st.tuples(_NAMES, st.one_of(st.just(tarfile.REGTYPE), _TYPES), _NAMES, _CONTENTS, _PAX), max_size=6
+    st.tuples(_NAMES, st.one_of(*[st.just(tarfile.REGTYPE)] * 3, _TYPES), _NAMES, _CONTENTS, _PAX), max_size=6
 )
 
 

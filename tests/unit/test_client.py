@@ -108,6 +108,29 @@ def test_many_pictures_go_in_several_requests(scripted):
     assert [len(body["instances"]) for _, body in scripted.requests] == [64, 6]
 
 
+def test_what_the_server_cannot_decode_is_sent_once_more_written_anew(scripted):
+    """As download_data stores it where TensorFlow refuses what Pillow decodes."""
+
+    def only_png(body):
+        if any(not i["b64"].startswith("iVBOR") for i in body["instances"]):
+            return 400, {"error": "Invalid JPEG data or crop window"}
+        return 200, {"predictions": [RANKED] * len(body["instances"])}
+
+    scripted.answers = [(200, only_png, {})]
+    for pictures, requests in (([picture()], 2), ([picture(), picture(kind="PNG")], 4)):
+        scripted.requests.clear()
+        assert Client(scripted.url).classify_images(pictures) == [ANSWER] * len(pictures)
+        assert len(scripted.requests) == requests
+    scripted.requests.clear()
+    for client in (Client(scripted.url, as_is=True), Client(scripted.url)):
+        bad = picture() if client._as_is else picture(kind="PNG")
+        scripted.answers = [(400, {"error": "Invalid"}, {})]
+        scripted.requests.clear()
+        with pytest.raises(InputError, match="Invalid"):
+            client.classify_images([bad])
+        assert len(scripted.requests) == 1
+
+
 def test_large_pictures_are_sent_in_requests_of_bounded_size(scripted):
     scripted.answers = [(200, only_jpeg, {})]
     large = b"\xff\xd8\xff" + bytes(7 * 2**20)
