@@ -8,7 +8,6 @@ own, imported in a forked child of one process that has imported TensorFlow (3 t
 import argparse
 import difflib
 import gc
-import hashlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -31,6 +30,7 @@ import pytest
 from mutmut.mutation.mutators import mutation_operators
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "src" / "graftflow"
 # Imported before the first fork; graftflow itself is imported in each child.
 HEAVY = (
     "numpy", "scipy", "sklearn.linear_model", "sklearn.metrics", "skimage", "PIL.Image", "keras", "tensorflow",
@@ -42,40 +42,42 @@ WORDS = ("InputError", "unknown_name", "Progress", "track")
 
 @dataclass(frozen=True)
 class Campaign:
-    """A module, the tests that are to notice its mutants, and the steps of the ``artifacts`` fixture it changes."""
+    """Files of the library, the tests that are to notice their mutants, and what is built anew for each mutant."""
 
+    files: tuple[str, ...]
     tests: tuple[str, ...]
-    rebuilt: tuple[str, ...] = ()
+    rebuilt: tuple[str, ...] = ()  # folders of the ``artifacts`` fixture
 
 
-ATTACKS = Campaign(("tests/unit/test_attacks.py", "tests/unit/test_attacks_strength.py"))
-HEADS = Campaign(("tests/unit/test_heads.py",), rebuilt=("head",))
 CAMPAIGNS = {
-    "metrics": Campaign(("tests/unit/test_metrics.py",)),
-    "logistic": HEADS,
-    "heads": HEADS,
-    "splits": Campaign(("tests/unit/test_splits.py", "tests/unit/test_datasets.py")),
-    "datasets": Campaign(("tests/unit/test_datasets.py",)),
-    "export": Campaign(("tests/unit/test_export.py",), rebuilt=("saved_model", "evaluation")),
-    **{
-        f"attacks.{name}": ATTACKS
-        for name in (
-            "auto_pgd", "balls", "descents", "ensembles", "gradient_signs", "losses", "networks",
-            "projected_gradients", "results", "square_search",
-        )
-    },
+    "metrics": Campaign(("metrics.py",), ("test_metrics.py",)),
+    "heads": Campaign(("heads.py", "logistic.py"), ("test_heads.py",), rebuilt=("head",)),
+    "datasets": Campaign(("datasets.py", "splits.py"), ("test_splits.py", "test_datasets.py")),
+    "export": Campaign(("export.py",), ("test_export.py",), rebuilt=("saved_model", "evaluation")),
+    "attacks": Campaign(
+        tuple(
+            f"attacks/{name}.py"
+            for name in (
+                "auto_pgd", "balls", "descents", "ensembles", "gradient_signs", "losses", "networks",
+                "projected_gradients", "results", "square_search",
+            )
+        ),
+        ("test_attacks.py", "test_attacks_strength.py"),
+    ),
 }  # fmt: skip
 
 
 @dataclass
 class Mutant:
-    """One change: ``name`` is its line, column and number there."""
+    """One change: ``name`` is its file, line, column and number there."""
 
     name: str
+    file: str
     diff: str
     source: str = field(repr=False)
     outcome: str = ""
     killer: str = ""
+    seconds: float = 0.0
 
 
 class Places(cst.CSTVisitor):
@@ -114,33 +116,39 @@ def _is_left_alone(node: cst.CSTNode) -> bool:
     return False
 
 
-def mutants_of(path: Path, *, sample: int, seed: int) -> tuple[list[Mutant], int]:
-    """Return mutants of a module, ``sample`` of them drawn by ``seed`` (0: all), and how many there are."""
-    original = path.read_text(encoding="utf-8")
-    wrapper = positions.MetadataWrapper(cst.parse_module(original))
-    places = Places()
-    wrapper.visit(places)
-    chosen = places.found
-    if 0 < sample < len(chosen):
-        drawn = sorted(random.Random(seed).sample(range(len(chosen)), sample))
-        chosen = [chosen[i] for i in drawn]
+def mutants_of(
+    files: Sequence[str], *, sample: int, seed: int, only: Sequence[str]
+) -> tuple[list[Mutant], int]:
+    """Return mutants of files, ``sample`` of them drawn by ``seed`` (0: all), and how many there are."""
+    found = []
+    for file in files:
+        wrapper = positions.MetadataWrapper(cst.parse_module((SOURCES / file).read_text(encoding="utf-8")))
+        places = Places()
+        wrapper.visit(places)
+        found += [(f"{file}:{name}", file, wrapper.module, node, new) for name, node, new in places.found]
+    chosen = range(len(found))
+    if only:
+        chosen = [i for i in chosen if found[i][0] in only]
+    elif 0 < sample < len(found):
+        chosen = sorted(random.Random(seed).sample(chosen, sample))
     mutants = []
-    for name, node, changed in chosen:
-        source = wrapper.module.deep_replace(node, changed).code
+    for name, file, module, node, changed in (found[i] for i in chosen):
+        source = module.deep_replace(node, changed).code
         try:
-            compile(source, str(path), "exec")
+            compile(source, file, "exec")
         except SyntaxError:
             continue
-        diff = [*difflib.unified_diff(original.splitlines(), source.splitlines(), lineterm="", n=0)][3:]
-        mutants.append(Mutant(name, "\n".join(diff), source))
-    return mutants, len(places.found)
+        diff = difflib.unified_diff(module.code.splitlines(), source.splitlines(), lineterm="", n=0)
+        mutants.append(Mutant(name, file, "\n".join([*diff][3:]), source))
+    return mutants, len(found)
 
 
 class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Gives one module another source."""
 
-    def __init__(self, module: str, path: Path, source: str) -> None:
-        self.module, self.path, self.source = module, path, source
+    def __init__(self, file: str, source: str) -> None:
+        self.module = "graftflow." + file.removesuffix(".py").replace("/", ".")
+        self.path, self.source = SOURCES / file, source
 
     def find_spec(
         self, name: str, path: Any = None, target: Any = None
@@ -163,19 +171,33 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class Session:
     """A pytest plugin: fast tests first, artifacts from disk, and who failed."""
 
-    def __init__(self, folder: Path, rebuilt: Sequence[str], durations: dict[str, float]) -> None:
-        self.folder, self.rebuilt, self.durations = folder, rebuilt, durations
+    def __init__(
+        self, folder: Path, rebuilt: Sequence[str], durations: dict[str, float], slowest: float
+    ) -> None:
+        self.folder, self.rebuilt, self.durations, self.slowest = folder, rebuilt, durations, slowest
         self.seconds: dict[str, float] = {}
         self.failed = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         files = list(dict.fromkeys(item.path for item in items))
         items.sort(key=lambda item: (files.index(item.path), self.durations.get(item.nodeid, 0.0)))
+        if self.slowest:
+            items[:] = [item for item in items if self.durations.get(item.nodeid, 0.0) <= self.slowest]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
+        began = time.process_time()
+        result = yield
+        self.seconds[item.nodeid] = time.process_time() - began
+        return result
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed and not self.failed:
             self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid or "collection"
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[Any]:
@@ -213,7 +235,13 @@ class Session:
 
 
 def run_tests(
-    campaign: Campaign, folder: Path, finder: Mutated | None, durations: dict[str, float], limit: float
+    campaign: Campaign,
+    folder: Path,
+    finder: Mutated | None,
+    *,
+    durations: dict[str, float],
+    slowest: float,
+    limit: float,
 ) -> dict[str, Any]:
     """Run a campaign's tests in a child, until the first fails; ``limit`` is in seconds of processor time."""
     told = folder / "told.json"
@@ -221,7 +249,7 @@ def run_tests(
     began = time.time()
     child = os.fork()
     if not child:
-        _be_child(campaign, folder, finder, durations, limit, told)
+        _be_child(campaign, folder, finder, durations, slowest, limit, told)
     status, stuck = 0, False
     while True:
         done, status, usage = os.wait4(child, os.WNOHANG)
@@ -243,6 +271,7 @@ def _be_child(
     folder: Path,
     finder: Mutated | None,
     durations: dict[str, float],
+    slowest: float,
     limit: float,
     told: Path,
 ) -> None:
@@ -257,42 +286,51 @@ def _be_child(
             sys.meta_path.insert(0, finder)
         temporary = folder / "temporary"
         shutil.rmtree(temporary, ignore_errors=True)
-        plugin = Session(folder, campaign.rebuilt, durations)
+        plugin = Session(folder, campaign.rebuilt, durations, slowest)
         options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={temporary}"]
-        code = int(pytest.main([*options, *campaign.tests], plugins=[plugin]))
+        code = int(
+            pytest.main([*options, *(f"tests/unit/{name}" for name in campaign.tests)], plugins=[plugin])
+        )
         told.write_text(json.dumps({"failed": plugin.failed, "seconds": plugin.seconds}))
     finally:
         os._exit(code)
 
 
 def run_campaign(
-    name: str, *, folder: Path, sample: int, seed: int, only: Sequence[str]
+    name: str, *, folder: Path, sample: int, seed: int, only: Sequence[str], slowest: float
 ) -> tuple[list[Mutant], int]:
     """Run the tests of a module against its mutants, and return them with how many there are in all."""
     campaign = CAMPAIGNS[name]
-    module = f"graftflow.{name}"
-    path = ROOT / "src" / (module.replace(".", "/") + ".py")
-    mutants, total = mutants_of(path, sample=sample, seed=seed)
-    mutants = [mutant for mutant in mutants if not only or mutant.name in only]
-    first = run_tests(campaign, folder, None, {}, 600.0)
-    if first["code"]:
-        raise SystemExit(f"error: tests of {name} fail unchanged: {first['failed']}; see {folder}/output.txt")
-    # Once more, since the first run may have made the artifacts.
-    plain = run_tests(campaign, folder, Mutated(module, path, path.read_text()), first["seconds"], 600.0)
-    if plain["code"]:
-        raise SystemExit(f"error: tests of {name} fail with artifacts from disk: {plain['failed']}")
-    limit = 3 * plain["processor"] + 5
-    print(
-        f"{name}: {len(mutants)} of {total} mutants, tests take {plain['processor']:.1f} s of a processor",
-        flush=True,
-    )
-    for mutant in mutants:
-        found = run_tests(campaign, folder, Mutated(module, path, mutant.source), plain["seconds"], limit)
+    mutants, total = mutants_of(campaign.files, sample=sample, seed=seed, only=only)
+    original = Mutated(campaign.files[0], (SOURCES / campaign.files[0]).read_text(encoding="utf-8"))
+    # Twice, since the first run makes the artifacts where they are not there yet.
+    kept = folder / f"{name}-seconds.json"
+    for finder in (None, original) if not kept.is_file() else ():
+        plain = run_tests(campaign, folder, finder, durations={}, slowest=0, limit=600)
+        if plain["code"]:
+            raise SystemExit(
+                f"error: tests of {name} fail without a mutant: {plain['failed']}. See {folder}/output.txt."
+            )
+        kept.write_text(json.dumps(plain["seconds"]))
+    durations = json.loads(kept.read_text())
+    limit = 3 * sum(durations.values()) + 10
+    print(f"{name}: {len(mutants)} of {total} mutants, tests of {sum(durations.values()):.1f} s", flush=True)
+    for number, mutant in enumerate(mutants):
+        found = run_tests(
+            campaign,
+            folder,
+            Mutated(mutant.file, mutant.source),
+            durations=durations,
+            slowest=slowest,
+            limit=limit,
+        )
         code = found["code"]
         mutant.outcome = "survived" if code == 0 else "killed" if code > 0 else "timeout"
-        mutant.killer = found["failed"]
+        mutant.killer, mutant.seconds = found["failed"], found["processor"]
+        with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as outcomes:
+            outcomes.write(json.dumps({k: v for k, v in asdict(mutant).items() if k != "source"}) + "\n")
         if mutant.outcome == "survived":
-            print(f"survived {name} {mutant.name}\n{mutant.diff}\n", flush=True)
+            print(f"{number}: survived {mutant.name}\n{mutant.diff}\n", flush=True)
     return mutants, total
 
 
@@ -309,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; none: all")
     parser.add_argument("--sample", type=int, default=0, help="mutants drawn a module; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="fixes the sample")
-    parser.add_argument("--only", nargs="*", default=(), help="names of mutants, such as 31:4.1")
+    parser.add_argument("--only", nargs="*", default=(), help="names of mutants, as they are printed")
+    parser.add_argument("--slowest", type=float, default=0, help="leave out tests of more seconds; 0: none")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "build" / "mutants", help="for artifacts and outcomes"
     )
@@ -336,7 +375,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in chosen.modules or CAMPAIGNS:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         mutants, total = run_campaign(
-            name, folder=folder, sample=chosen.sample, seed=chosen.seed, only=chosen.only
+            name,
+            folder=folder,
+            sample=chosen.sample,
+            seed=chosen.seed,
+            only=chosen.only,
+            slowest=chosen.slowest,
         )
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = used.ru_utime + used.ru_stime - began.ru_utime - began.ru_stime
@@ -349,9 +393,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": round(seconds),
         }
         rows.append(row)
-        kept = [{k: v for k, v in asdict(mutant).items() if k != "source"} for mutant in mutants]
-        digest = hashlib.sha256("".join(mutant.name for mutant in mutants).encode()).hexdigest()[:8]
-        (folder / f"{name}-{digest}.json").write_text(json.dumps({**row, "mutants": kept}, indent=1))
         low, high = interval(killed, len(mutants)) if mutants else (0.0, 1.0)
         print(f"{row}  score {killed / max(1, len(mutants)):.3f} ({low:.3f} to {high:.3f})", flush=True)
 
