@@ -8,7 +8,7 @@ from benchmarks import cut
 from benchmarks.rows import Row
 from benchmarks.steps.clocks import Setting, clocked, each, median, total
 
-_BLOCKS, _BATCH = 2, 32
+_BLOCKS, _EPOCHS, _BATCH = 2, 8, 32
 
 
 def measure(setting: Setting) -> tuple[list[Row], dict[str, Any]]:
@@ -33,6 +33,7 @@ def measure(setting: Setting) -> tuple[list[Row], dict[str, Any]]:
                 head_path=paths["head"],
                 weights="imagenet",
                 num_blocks=_BLOCKS,
+                recipe=Recipe(epochs=_EPOCHS),
             )
 
         found, taken = clocked(step)
