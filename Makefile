@@ -144,6 +144,10 @@ manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and 
 test: $(TEST_READY) ## Run the tests: make test ARGS="-k attacks"
 	@$(PY) -m pytest -n2 --dist=loadfile $(ARGS)
 
+.PHONY: bench
+bench: $(TEST_READY) ## Every speed beside its limit and its peers, in one table: make bench ONLY=extraction,steps
+	@$(PY) -m benchmarks $(call given,ONLY,only) $(call given,OUTPUT,output) $(call given,PEERS_PYTHON,peers-python)
+
 stress: $(TEST_READY) ## Kills, full disks, broken and hostile files, for some 30 minutes
 	@GRAFTFLOW_STRESS=1 $(PY) -m pytest tests/stress $(ARGS)
 
