@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from graftflow import attacks, datasets, preprocessing
-from graftflow.attacks import networks
+from graftflow.attacks import balls, networks
 from graftflow.errors import InputError
 from graftflow.training import load_classifier
 from tests.conftest import Artifacts
@@ -137,6 +137,25 @@ def test_a_decoded_png_lies_in_the_l2_ball(
     found = IN_L2[name](network, pixels, labels, epsilon=epsilon, eight_bits=True)
     moved = through_png(found.pixels) - np.round(pixels * 255).astype(np.int64)
     assert (moved**2).sum(axis=(1, 2, 3)).max() <= (255 * epsilon) ** 2 + 1e-6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball_evenly(norm: balls.Norm) -> None:
+    centre = np.full((3000, 1, 1, 3), 0.5, np.float32)
+    starts = balls.random_start(tf.constant(centre), 0.1, norm, seed=(0,), numbers=range(3000))
+    moved = (starts.numpy() - centre).reshape(-1, 3) / 0.1
+    assert np.abs(moved.mean(axis=0)).max() < 0.06  # five deviations
+    size = np.abs(moved).max(axis=1) if norm == "linf" else np.linalg.norm(moved, axis=1)
+    # In three dimensions the cube of the distance from the centre is uniform.
+    assert size.max() <= 1 + 1e-6
+    assert np.quantile(size**3, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.05)
+    few = balls.random_start(tf.constant(centre[:2]), 0.1, norm, seed=(0,), numbers=[2999, 7])
+    assert np.array_equal(few, starts.numpy()[[2999, 7]])
+
+
+def test_whole_levels_of_an_l2_ball_are_its_largest_sum_of_squares() -> None:
+    assert [float(balls.radius(k**0.5 / 255, "l2").levels) for k in range(50)] == list(range(50))
+    assert float(balls.radius(0.999 / 255, "l2").levels) == 0
 
 
 def test_rounding_in_l2_fills_the_ball() -> None:

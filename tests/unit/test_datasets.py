@@ -127,8 +127,20 @@ def test_copies_stay_in_one_split_and_are_counted(tmp_path: Path) -> None:
 
 def test_three_copies_of_one_picture_are_no_class(tmp_path: Path) -> None:
     files = cats_and_dogs() | {f"eel/{i}.jpg": encode(photo(9000), "JPEG") for i in range(3)}
-    with pytest.raises(InputError, match=r"3 different pictures .* Class 'eel' of .* has 1"):
+    with pytest.raises(InputError, match=r"3 different pictures .* Class 'eel' of .* has 1\.$"):
         write(make_folder(tmp_path / "pets", files))
+
+
+def test_what_was_left_out_of_a_class_that_is_too_small_is_told(tmp_path: Path) -> None:
+    files = cats_and_dogs() | {"cat/notes.txt": b"no picture", "dog/broken.jpg": b"\xff\xd8\xff"}
+    dataset, info = write(make_folder(tmp_path / "pets", files))
+    assert sorted(reasons(dataset)) == ["cat/notes.txt", "dog/broken.jpg"]
+    assert all(reasons(dataset).values())
+    assert (info.audit["pictures"], info.audit["left_out"]) == (20, 2)
+    files |= {f"eel/{i}.jpg": encode(photo(9000 + i), "JPEG") for i in range(2)}
+    files |= {"eel/2.jpg": b"\xff\xd8\xff", "eel/3.jpg": b""}
+    with pytest.raises(InputError, match=r"Class 'eel' of .* has 2\. 2 left out, first: 'eel/2\.jpg' \w"):
+        write(make_folder(tmp_path / "more", files))
 
 
 def test_equal_bytes_in_two_classes_are_all_left_out(tmp_path: Path) -> None:

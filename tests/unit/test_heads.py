@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from graftflow import files, heads
+from graftflow import files, heads, logistic
 from graftflow.errors import InputError
 from graftflow.logistic import Scaling
 
@@ -95,6 +95,40 @@ def test_a_feature_that_hardly_varies_in_training_has_no_power_elsewhere() -> No
     assert np.isfinite(constant.apply(np.zeros((2, 3), np.float32))).all()
 
 
+def test_scaling_is_exact_for_many_pictures_far_from_zero() -> None:
+    features = np.random.default_rng(0).normal(1000, 0.1, (20_000, 3)).astype(np.float32)
+    scaling, exact = Scaling.of(features), features.astype(np.float64)
+    np.testing.assert_allclose(scaling.mean, exact.mean(axis=0), rtol=1e-12)
+    variance = exact.var(axis=0)
+    np.testing.assert_allclose(scaling.deviation, np.sqrt(variance + variance.mean()), rtol=1e-9)
+
+
+def test_folds_judge_pictures_by_models_that_never_saw_them() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(62, 200)).astype(np.float32), np.arange(62) % 2
+    y[[7, 11]], y[20] = 2, 3  # a class of two pictures, and one of a single picture
+    common = {"num_classes": 4, "strengths": (0.01, 100.0), "class_weight": "none"}
+    with logistic.one_thread():
+        held, logits = logistic.out_of_fold(x, y, seed=0, **common)
+        *_, (kernel, bias) = logistic.fit_path(x, y, **common)
+        again, other = (logistic.out_of_fold(x, y, seed=seed, **common)[1] for seed in (0, 1))
+    assert held.tolist() == [i for i in range(62) if i != 20]
+    assert [of.shape for of in logits] == [(61, 4)] * 2
+    assert ((x @ kernel + bias).argmax(axis=1) == y).all()
+    # The labels are drawn by lot: whoever did not see them knows nothing.
+    assert (logits[1].argmax(axis=1) == y[held]).mean() < 0.7
+    assert np.array_equal(again, logits)
+    assert not np.array_equal(other, logits)
+
+
+def test_from_5000_pictures_on_validation_alone_chooses() -> None:
+    (x, y), validation = clusters(2, 5000, 3.0, 0), clusters(2, 100, 3.0, 1)
+    (all_of,) = heads.fit_head((x, y), validation, num_classes=2, strengths=(1.0,)).path
+    assert all_of["held_out_log_loss"] == pytest.approx(all_of["validation_log_loss"], rel=1e-6)
+    (fewer,) = heads.fit_head((x[:-1], y[:-1]), validation, num_classes=2, strengths=(1.0,)).path
+    assert fewer["held_out_log_loss"] != pytest.approx(fewer["validation_log_loss"], rel=1e-3)
+
+
 def rings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Two classes that no plane divides: near the centre, or around it."""
     generator = np.random.default_rng(seed)
@@ -147,6 +181,7 @@ def test_class_weights_are_those_of_scikit_learn() -> None:
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(heads.class_weights([3, 1, 2], "balanced"), expected)
     np.testing.assert_array_equal(heads.class_weights([3, 1, 2], "none"), np.ones(3))
+    np.testing.assert_allclose(heads.class_weights([3, 0, 1], "balanced"), [2 / 3, 0, 2])
 
 
 @pytest.mark.parametrize("head_type", heads.HEAD_TYPES)
@@ -191,7 +226,10 @@ def test_log_loss_of_known_logits() -> None:
     assert heads.log_loss(logits, np.array([0, 1]), np.array([3, 1])) == pytest.approx(
         -(3 * np.log(0.5) + np.log(0.1)) / 4
     )
-    assert np.isfinite(heads.log_loss(np.array([[1e4, -1e4]]), np.array([1])))
+    far_apart = np.array([[[1e4, -1e4], [0, 0]], [[-1e4, -1e4], [1, 1]]])
+    expected = np.full((2, 2, 2), np.log(0.5))
+    expected[0, 0] = 0, -2e4
+    np.testing.assert_allclose(heads.log_softmax(far_apart), expected)
 
 
 def test_bad_settings_are_refused(tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def test_calibration_is_that_of_fifteen_bins() -> None:
     assert [part["count"] for part in curve] == [b.sum() for b in bins if b.any()]
     assert [part["accuracy"] for part in curve] == pytest.approx([right[b].mean() for b in bins if b.any()])
     assert [part["confidence"] for part in curve] == pytest.approx([top[b].mean() for b in bins if b.any()])
+    # Of many classes even the likeliest may be unlikely: bins 1 and 2.
+    unsure = np.full((2, 30), 0.03)
+    unsure[1, 0] = 0.1
+    parts = metrics.calibration_curve(unsure, np.zeros(2, int))
+    assert [part["count"] for part in parts] == [1, 1]
 
 
 def test_calibration_error_of_a_known_case() -> None:

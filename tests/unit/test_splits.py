@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from graftflow.errors import InputError
-from graftflow.splits import SPLITS, Member, assign_splits, divide
+from graftflow.splits import SPLITS, Member, assign_splits, check_seed, divide
 
 FRACTIONS = {"test": 0.15, "validation": 0.15}
 
@@ -124,3 +124,11 @@ def test_splits_of_a_source_that_cannot_be_used_are_told(given: dict[str, str], 
     groups = [[m._replace(split=given[m.label])] for (m,) in alone(a=9, b=9)]
     with pytest.raises(InputError, match=pattern):
         divide(groups, seed=0, fractions=FRACTIONS)
+
+
+def test_seeds_are_what_numpy_takes() -> None:
+    check_seed(0)
+    check_seed(2**63 - 1)
+    for seed in (-1, 2**63):
+        with pytest.raises(InputError, match=f"seed must be a whole number from 0 .* Received: {seed}"):
+            check_seed(seed)
