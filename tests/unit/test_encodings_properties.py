@@ -128,6 +128,16 @@ def test_any_bytes_are_left_out_or_decode(data: bytes) -> None:
     check(data)
 
 
+def test_a_png_that_pillow_alone_decodes_is_written_anew() -> None:
+    """A length that goes beyond the file: Pillow has all rows by then, TensorFlow wants the rest."""
+    data = bytearray(KINDS["PNG"])
+    place = data.index(b"IDAT")
+    data[place - 4 : place] = (2**20).to_bytes(4)
+    found = check(bytes(data))
+    assert isinstance(found, Audited)
+    assert found.facts.converted == "PNG that TensorFlow cannot decode"
+
+
 def test_the_picture_of_these_tests_is_no_plain_one() -> None:
     with Image.open(io.BytesIO(KINDS["PNG"])) as image:
         assert np.asarray(image).std() > 10
