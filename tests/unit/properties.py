@@ -21,7 +21,7 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("stress", settings.get_profile("suite"), derandomize=False, max_examples=5000)
+settings.register_profile("stress", settings.get_profile("suite"), derandomize=False, max_examples=600)
 settings.load_profile("stress" if os.environ.get("GRAFTFLOW_STRESS") == "1" else "suite")
 
 
