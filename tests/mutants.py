@@ -342,7 +342,7 @@ def interval(killed: int, of: int) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run campaigns, print survivors and scores, and write all outcomes as JSON."""
+    """Run campaigns, print survivors and scores, and append each outcome to ``MODULE.jsonl``."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; none: all")
     parser.add_argument("--sample", type=int, default=0, help="mutants drawn a module; 0: all")
@@ -371,7 +371,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for module in HEAVY:
         importlib.import_module(module)
     gc.freeze()  # or every child would walk all that TensorFlow made
-    rows = []
     for name in chosen.modules or CAMPAIGNS:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         mutants, total = run_campaign(
@@ -385,16 +384,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = used.ru_utime + used.ru_stime - began.ru_utime - began.ru_stime
         killed = sum(mutant.outcome != "survived" for mutant in mutants)
-        row = {
-            "module": name,
-            "total": total,
-            "run": len(mutants),
-            "killed": killed,
-            "seconds": round(seconds),
-        }
-        rows.append(row)
         low, high = interval(killed, len(mutants)) if mutants else (0.0, 1.0)
-        print(f"{row}  score {killed / max(1, len(mutants)):.3f} ({low:.3f} to {high:.3f})", flush=True)
+        print(
+            f"{name}: {killed} of {len(mutants)} killed, {killed / max(1, len(mutants)):.3f} "
+            f"({low:.3f} to {high:.3f}), in {seconds:.0f} s; there are {total}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -181,6 +181,8 @@ def test_roc_curve_is_that_of_scikit_learn(num_classes: int) -> None:
     assert len(few["threshold"]) == 10
     assert (few["threshold"][0], few["threshold"][-1]) == (1.0, threshold[-1])
     assert set(few["threshold"]) <= set(curve["threshold"])
+    scores = np.random.default_rng(0).random((2000, num_classes))
+    assert len(metrics.roc_curve(scores, np.arange(2000) % num_classes)["threshold"]) == 200
 
 
 def test_no_pictures_is_refused() -> None:
