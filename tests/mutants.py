@@ -130,7 +130,9 @@ def mutants_of(
     if only:
         chosen = [i for i in chosen if found[i][0] in only]
     elif 0 < sample < len(found):
-        chosen = sorted(random.Random(seed).sample(chosen, sample))
+        chosen = random.Random(seed).sample(
+            chosen, sample
+        )  # unsorted: what is cut short is still drawn by lot
     mutants = []
     for name, file, module, node, changed in (found[i] for i in chosen):
         source = module.deep_replace(node, changed).code
