@@ -4,7 +4,7 @@ import functools
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from graftflow.feature_shards import FILE as SHARD_FILE
 from graftflow.feature_shards import Shard
 from graftflow.progress import Progress
 from graftflow.splits import SPLITS
+
+# Pictures a forward pass. CPU seconds a picture hardly depend on it: 8 to 128 differ by some 5 % (EfficientNet-Lite0, 2
+# cores, oneDNN), and a picture alone costs 1.2 times as much: ``python -m benchmarks.extraction --choices``.
+BATCH_SIZE = 64
 
 
 def frozen_function(model: Any, input_size: int) -> Any:
@@ -68,7 +72,7 @@ def write_features(
     dataset_path: str | Path,
     backbone: str,
     weights: str,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the ``features`` artifact into an existing folder.
@@ -92,13 +96,9 @@ def write_features(
     Raises:
         InputError: for an unknown backbone, weights that do not fit it, or a cache that cannot be written.
     """
-
-    def save(split: str, rows: dict[str, Any]) -> None:
-        del rows["places"]
-        np.savez(Path(destination) / f"{split}.npz", **rows)
-
     summary = _extract(
-        save,
+        Path(destination),
+        ("features", "labels", "paths"),
         dataset_path=dataset_path,
         backbone=backbone,
         weights=weights,
@@ -118,7 +118,7 @@ def write_feature_shard(
     weights: str,
     shard: int,
     num_shards: int,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write one ``feature_shard`` artifact into an existing folder: what :func:`write_features` writes, of a part.
@@ -138,13 +138,10 @@ def write_feature_shard(
     Raises:
         InputError: as :func:`write_features`, or for a shard that is none of ``num_shards``.
     """
-
-    def save(split: str, rows: dict[str, Any]) -> None:
-        np.savez(Path(destination) / f"{split}.npz", **rows)
-
     part = Shard(shard, num_shards)
     summary = _extract(
-        save,
+        Path(destination),
+        ("places", "features", "labels", "paths"),
         dataset_path=dataset_path,
         backbone=backbone,
         weights=weights,
@@ -157,8 +154,37 @@ def write_feature_shard(
     return summary
 
 
+def computed(
+    dataset_path: str | Path,
+    split: str,
+    function: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    input_size: int,
+    wanted: npt.NDArray[np.bool_],
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Send pictures of a split through a network, a batch at a time, while the next ones are decoded.
+
+    Four batches at most are held as pixels, and a picture or two a core beside them, however large the split is.
+
+    Args:
+        dataset_path: a ``dataset`` artifact.
+        split: name of the split.
+        function: from pixels ``float32 (b, s, s, 3)`` in [0, 1] to ``float32 (b, d)``, as :func:`frozen_function`.
+        input_size: s, in pixels.
+        wanted: bool ``(n,)``, which pictures of the split to take.
+        batch_size: pictures a forward pass.
+
+    Yields:
+        The pictures' places in the split, int64 ``(b,)``, ascending, and their rows, float32 ``(b, d)``.
+    """
+    for places, pixels in _wanted(dataset_path, split, input_size, wanted, batch_size=batch_size):
+        yield places, function(pixels).numpy()
+
+
 def _extract(
-    save: Callable[[str, dict[str, Any]], None],
+    destination: Path,
+    columns: Sequence[str],
     *,
     dataset_path: str | Path,
     backbone: str,
@@ -167,9 +193,9 @@ def _extract(
     cache: str | Path | None,
     shard: Shard,
 ) -> dict[str, Any]:
-    """Compute the features of a shard's pictures; ``save`` takes a split's name and its arrays.
+    """Compute the features of a shard's pictures and write ``columns`` of them, one ``.npz`` a split.
 
-    The arrays are ``places`` int64 (n,), the pictures' places in their split, ``features`` float32 (n, d), ``labels``
+    There are ``places`` int64 (n,), the pictures' places in their split, ``features`` float32 (n, d), ``labels``
     int64 (n,) and ``paths`` str (n,).
     """
     started = time.monotonic()
@@ -187,7 +213,7 @@ def _extract(
         rows = FeatureCache(folder, width=facts.feature_width)
     # Made at the first picture that needs it: folding the constants takes longer than a run without new pictures.
     features_of = functools.cache(lambda: frozen_function(model, facts.input_size))
-    counts, pictures, computed, first = {}, 0, 0, 0
+    counts, pictures, sent, first = {}, 0, 0, 0
     for split in SPLITS:
         counts[split] = datasets.split_size(dataset_path, split)
         places = shard.places(counts[split], first=first)
@@ -200,11 +226,12 @@ def _extract(
             progress.advance(int((~new).sum()))
         wanted = np.zeros(counts[split], bool)
         wanted[places[new]] = True
-        for batch_places, batch in _wanted(
-            dataset_path, split, facts.input_size, wanted, batch_size=batch_size
-        ):
+        # No call, and no folding, where nothing is new.
+        batches = computed(dataset_path, split, lambda pixels: features_of()(pixels), input_size=facts.input_size,
+                           wanted=wanted, batch_size=batch_size)  # fmt: skip
+        for batch_places, batch in batches:
             at = np.searchsorted(places, batch_places)
-            found[at] = features_of()(batch).numpy()
+            found[at] = batch
             if rows is not None:
                 rows.add([index["digests"][row] for row in at], found[at])
             progress.advance(len(at))
@@ -212,11 +239,9 @@ def _extract(
             for row in np.flatnonzero(~new):
                 found[row] = rows.get(index["digests"][row])
             rows.flush()
-        pictures, computed = pictures + len(places), computed + int(new.sum())
-        save(
-            split,
-            {"places": places, "features": found, "labels": index["labels"], "paths": index["paths"]},
-        )
+        pictures, sent = pictures + len(places), sent + int(new.sum())
+        arrays = {"places": places, "features": found, "labels": index["labels"], "paths": index["paths"]}
+        np.savez(destination / f"{split}.npz", **{name: arrays[name] for name in columns})
     if root is not None:
         feature_cache.bound(root, keep=folder)
     return {
@@ -224,8 +249,8 @@ def _extract(
         "classes": list(info.classes),
         "dataset_digest": info.digest,
         "counts": counts,
-        "computed": computed,
-        "cached": pictures - computed,
+        "computed": sent,
+        "cached": pictures - sent,
         "seconds": round(time.monotonic() - started, 2),
     }
 

@@ -1,10 +1,13 @@
 """Cached features: the backbone sees a picture once, and a damaged cache is never believed."""
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from graftflow import caches, datasets, features, files
@@ -136,6 +139,40 @@ def test_the_key_follows_what_features_depend_on(filled) -> None:
         assert caches.key_of(features.cache_facts({**identity, name: value})) != key
     # The same weights from a mirror's file are the same weights.
     assert caches.key_of(features.cache_facts({**identity, "weights": "mirror.pth"})) == key
+
+
+def test_no_split_is_held_as_pixels(artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding stops a few batches ahead of the network, however many pictures follow."""
+    decoded, read, times = [], datasets.read_split, 40
+    count = times * datasets.split_size(artifacts.dataset, "train")
+
+    def decode(_image: tf.Tensor, size: int) -> tf.Tensor:
+        def note() -> np.float32:
+            decoded.append(1)
+            return np.float32(0.5)
+
+        return tf.fill((size, size, 3), tf.ensure_shape(tf.numpy_function(note, [], tf.float32), ()))
+
+    ahead = []
+
+    def network(pixels: tf.Tensor) -> tf.Tensor:
+        before = -1
+        while before < len(decoded):  # until decoding has stopped by itself
+            before = len(decoded)
+            time.sleep(0.2)
+        ahead.append(len(decoded))
+        return pixels[:, 0, 0]
+
+    monkeypatch.setattr(features.preprocessing, "decode", decode)
+    monkeypatch.setattr(datasets, "read_split", lambda path, split: read(path, split).repeat(times))
+    rows = features.computed(
+        artifacts.dataset, "train", network, input_size=8, wanted=np.ones(count, bool), batch_size=4
+    )
+    places, first = next(rows)
+    assert places.tolist() == [0, 1, 2, 3]
+    assert first.shape == (4, 3)
+    assert count > 900
+    assert 4 <= ahead[0] <= 4 * 4 + 2 * (os.cpu_count() or 1)
 
 
 def test_bad_settings_are_refused(artifacts, tmp_path: Path) -> None:

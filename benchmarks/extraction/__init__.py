@@ -1,0 +1,1 @@
+"""Extraction of features from real JPEGs beside its limit and its peers."""

@@ -1,0 +1,188 @@
+"""Extraction beside its limit and its peers: ``python -m benchmarks.extraction --output runs/extraction.json``.
+
+The limit: a picture needs d CPU seconds to be decoded and resized as the served model does it, and f CPU seconds in the
+frozen forward pass. Both are measured alone, in the same rounds, f at the better of two batch sizes. On c cores no
+schedule of this work can make more than c / (d + f) pictures a second: that would need more CPU seconds than there are.
+graftflow's figure is what its loop made by the wall, records read and features in memory; ``write_features`` from its
+call to its end, which also builds and folds the network, has a row of its own.
+
+On a machine with other work take ``--clock cpu``: CPU seconds of a picture in the loop, over the cores, stand for the
+wall. That sees needless work, but no idle core.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import rows
+from benchmarks.extraction import choices
+from benchmarks.extraction.contenders import Contender, ContenderError, take_turns
+from benchmarks.rows import Row
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cats-vs-dogs"
+GOAL, FLAT = 0.95, 1.1
+_PREPARE = """
+import sys
+from graftflow.datasets import write_dataset
+write_dataset(sys.argv[1], source="directory:" + sys.argv[2], seed=0, validation_fraction=0.15, test_fraction=0.15)
+"""
+Told = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+def prepare(pictures: Path, dataset: Path) -> None:
+    """Write the ``dataset`` artifact of a folder, in a process of its own."""
+    dataset.mkdir()
+    command = [sys.executable, "-c", _PREPARE, str(dataset), str(pictures)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def copies(pictures: Path, destination: Path, times: int) -> Path:
+    """Copy every JPEG ``times`` times, each under other bytes: what stands behind its end no decoder reads."""
+    for file in sorted(pictures.glob("*/*.jpg")):
+        (destination / file.parent.name).mkdir(parents=True, exist_ok=True)
+        for number in range(times):
+            content = file.read_bytes() + f"copy {number}".encode()
+            (destination / file.parent.name / f"{file.stem}-{number}.jpg").write_bytes(content)
+    return destination
+
+
+def limits(told: Told) -> list[float]:
+    """Return, for every round, the pictures a second that all cores could make of decoding and forward pass."""
+    cores = os.cpu_count() or 1
+    found = []
+    for number, decoded in enumerate(told["decode"]):
+        passes = [one[number] for name, one in told.items() if name.startswith("forward")]
+        forward = min(one["cpu"] / one["pictures"] for one in passes)
+        found.append(cores / (decoded["cpu"] / decoded["pictures"] + forward))
+    return found
+
+
+def rates(told: Sequence[Mapping[str, float]], clock: str) -> list[float]:
+    """Return the pictures a second of every round; by ``cpu``, those of all cores without an idle moment."""
+    cores = (os.cpu_count() or 1) if clock == "cpu" else 1
+    return [cores * one["pictures"] / one[clock] for one in told]
+
+
+def rows_of(told: Told, missing: Sequence[str], clock: str) -> list[Row]:
+    """Return the rows of the table; ratios are medians of those taken within a round."""
+    limit = limits(told)
+    ours = rates(told["graftflow"], clock)
+    figure = statistics.median(ours)
+
+    def beside(others: Sequence[float]) -> float:
+        return figure / statistics.median(own / other for own, other in zip(ours, others, strict=True))
+
+    names = {"keras": "keras.Model.predict", "timm": "torch + timm"}
+    peers: dict[str, float | None] = {
+        names[name]: beside(rates(told[name], clock)) if name in told else None for name in names
+    }
+    note = f"limit: cores / CPU seconds of decoding and forward pass, each alone; {clock} clock"
+    found = [
+        Row(
+            "extract_features",
+            "pictures/s",
+            figure,
+            beside(limit),
+            peers,
+            GOAL,
+            True,
+            "; ".join([note, *missing]),
+        )
+    ]
+    if "whole" in told:
+        whole = told["whole"][0]
+        seconds = (os.cpu_count() or 1) if clock == "cpu" else 1
+        found.append(
+            Row("write_features", "s", whole[clock] / seconds, whole["pictures"] / statistics.median(limit),
+                note="from call to end: the network is built and folded too, which is no part of the limit")
+        )  # fmt: skip
+    return found
+
+
+def measure_memory(pictures: Path, folder: Path) -> tuple[Row, dict[str, float]]:
+    """Compare the peak memory of ``write_features`` on all pictures and on eight times as many."""
+    peaks = {}
+    for times in (1, 8):
+        dataset = folder / f"dataset-{times}"
+        prepare(copies(pictures, folder / f"copies-{times}", times), dataset)
+        with Contender("whole", {"dataset": str(dataset)}) as contender:
+            told = contender.round()
+        peaks[f"{told['pictures']:.0f}"] = told["peak_mb"]
+    few, many = peaks.values()
+    counts = " and ".join(peaks)
+    note = f"peak resident memory with {counts} pictures: {few:.0f} and {many:.0f} MB; goal: {FLAT} times the first"
+    return Row("extract_features, memory", "MB", many, goal=FLAT * few, note=note), peaks
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code: 0, also where the pictures are absent and nothing is measured."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.extraction", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--data", type=Path, default=DATA, help="JPEGs, a folder a class (default: the shared photographs)")
+    add("--rounds", type=int, default=3, help="(default: %(default)s)")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine that is not quiet")
+    add("--peers-python", default="", help="a Python with benchmarks/requirements-peers.txt")
+    add(
+        "--choices",
+        action="store_true",
+        help="measure what could be chosen otherwise, and say why it was not",
+    )
+    add("--memory", action="store_true", help="measure memory too, with eight times as many pictures")
+    add("--output", type=Path, help="JSON file for the rows")
+    given = parser.parse_args(arguments)
+    if not given.data.is_dir():
+        print(f"skipped: the pictures are not there ({given.data}); pass --data FOLDER")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="extraction-") as scratch, ExitStack() as stack:
+        dataset = Path(scratch) / "dataset"
+        prepare(given.data.resolve(), dataset)
+        if given.choices:
+            found, told = choices.measure(dataset, Path(scratch), rounds=given.rounds)
+            print("\n".join(["", choices.table(found)]))
+            if given.output:
+                rows.write(given.output, "extraction choices", choices.rows_of(found),
+                           details={"rounds": told, "choices": found})  # fmt: skip
+            return 0
+        job = {"dataset": str(dataset), "pictures": str(given.data.resolve())}
+        contenders = {
+            name: stack.enter_context(Contender(name.partition(" ")[0], {**job, **more}))
+            for name, more in (
+                ("graftflow", {}),
+                ("decode", {}),
+                ("forward 16", {"batch_size": 16}),
+                ("forward 64", {"batch_size": 64}),
+                ("keras", {}),
+            )
+        }
+        missing = []
+        try:
+            if not given.peers_python:
+                raise ContenderError("pass --peers-python")
+            job["weights"] = str(choices.package_weights())
+            contenders["timm"] = stack.enter_context(Contender("timm", job, python=given.peers_python))
+        except (ContenderError, OSError) as error:
+            missing.append(f"torch + timm: {error}")
+        told = take_turns(contenders, given.rounds)
+        with Contender("whole", job) as contender:
+            told["whole"] = [contender.round()]
+        lines = rows_of(told, missing, given.clock)
+        details: dict[str, object] = {"rounds": told, "limits": limits(told), "clock": given.clock}
+        if given.memory:
+            row, details["peaks"] = measure_memory(given.data.resolve(), Path(scratch))
+            lines.append(row)
+    print(f"\n{rows.table(lines)}")
+    if given.output:
+        rows.write(given.output, "extraction", lines, details=details)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
