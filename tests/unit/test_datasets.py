@@ -132,11 +132,12 @@ def test_three_copies_of_one_picture_are_no_class(tmp_path: Path) -> None:
 
 
 def test_what_was_left_out_of_a_class_that_is_too_small_is_told(tmp_path: Path) -> None:
-    files = cats_and_dogs() | {"cat/notes.txt": b"no picture", "dog/broken.jpg": b"\xff\xd8\xff"}
+    broken = {"alone.jpg": b"", "cat/notes.txt": b"no picture", "dog/broken.jpg": b"\xff\xd8\xff"}
+    files = cats_and_dogs() | broken
     dataset, info = write(make_folder(tmp_path / "pets", files))
-    assert sorted(reasons(dataset)) == ["cat/notes.txt", "dog/broken.jpg"]
+    assert sorted(reasons(dataset)) == sorted(broken)
     assert all(reasons(dataset).values())
-    assert (info.audit["pictures"], info.audit["left_out"]) == (20, 2)
+    assert (info.audit["pictures"], info.audit["left_out"]) == (20, 3)
     files |= {f"eel/{i}.jpg": encode(photo(9000 + i), "JPEG") for i in range(2)}
     files |= {"eel/2.jpg": b"\xff\xd8\xff", "eel/3.jpg": b""}
     with pytest.raises(InputError, match=r"Class 'eel' of .* has 2\. 2 left out, first: 'eel/2\.jpg' \w"):
