@@ -34,9 +34,11 @@ VALUES = {
     "version": 7,
     "model_name": "tiles",
 }
-# How long something took, what came from a cache, where the store is, and digests of what holds a date or a random
-# number; all other values of a JSON file are the same, run for run.
-_OF_THE_MOMENT = {"seconds", "computed", "cached", "time", "uri", "sha256"}
+# How long something took, what came from a cache, where the store is, whether a killed step had published already, and
+# digests of what holds a date or a random number; all other values of a JSON file are the same, run for run.
+_OF_THE_MOMENT = {"seconds", "computed", "cached", "time", "uri", "status", "sha256"}
+# How far a server's answers were from the evaluation's: below 1e-5, which the step itself sees to.
+_OF_THE_MOMENT |= {"largest_difference", "rest", "grpc"}
 # Dates, and the numbers that Keras makes of places in memory.
 _CHANGING = re.compile(rb"\d{4}-\d\d-\d\d[ T@]\d\d:\d\d(:\d\d)?( UTC|Z)?|\"shared_object_id\": \d+")
 # TensorFlow's fingerprint has a random number; sums are of bytes that may hold a date.
