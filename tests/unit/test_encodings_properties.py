@@ -77,7 +77,7 @@ def test_a_picture_that_is_whole_is_kept(kind: str) -> None:
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
-@examples(5)
+@examples(3)
 def test_a_changed_picture_is_left_out_or_decodes_to_pixels(kind: str, data: st.DataObject) -> None:
     check(data.draw(changed(KINDS[kind])))
 

@@ -157,7 +157,7 @@ def test_an_answer_of_any_depth_is_refused(scripted: Any, depth: int, key: str) 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_packed_bomb_is_not_unpacked(scripted: Any, times: int) -> None:
-    body = gzip.compress(bytes(300 * 2**20), 1)
+    body = gzip.compress(bytes(10 * 2**20)) * 30
     for _ in range(times - 1):
         body = gzip.compress(body)
     scripted.answers = [(200, body, {"Content-Encoding": ", ".join(["gzip"] * times)})]

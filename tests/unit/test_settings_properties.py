@@ -99,7 +99,7 @@ def test_any_values_make_settings_or_one_line(file: Path, value: object) -> None
 
 
 @given(data=st.data())
-@examples(1)
+@examples(0.7)
 def test_any_changed_file_makes_settings_or_one_line(file: Path, data: st.DataObject) -> None:
     start = data.draw(st.sampled_from([settings.DEFAULT.read_bytes(), EXAMPLE]))
     load(file, data.draw(changed(start)))
@@ -190,7 +190,7 @@ _FRACTIONS = (
         },
     )
 )
-@examples(3)
+@examples(1.5)
 def test_any_parameters_are_checked_or_refused(values: dict[str, object]) -> None:
     for name, value in values.items():
         refusal_or(lambda name=name, value=value: check_run({name: value}))
@@ -244,7 +244,7 @@ _CELLS = st.one_of(st.sampled_from(["1.jpg", "2.jpg", "cat", "train", "", "../1.
     ),
     data=st.data(),
 )
-@examples(2)
+@examples(1)
 def test_any_table_of_labels_is_read_or_refused(
     file: Path, rows: list[list[str]], head: str, data: st.DataObject
 ) -> None:
