@@ -148,8 +148,8 @@ test: $(TEST_READY) ## Run the tests: make test ARGS="-k attacks"
 bench: $(TEST_READY) ## Every speed beside its limit and its peers, in one table: make bench ONLY=extraction,steps
 	@$(PY) -m benchmarks $(call given,ONLY,only) $(call given,OUTPUT,output) $(call given,PEERS_PYTHON,peers-python)
 
-stress: $(TEST_READY) ## Kills, full disks, broken and hostile files, for some 30 minutes
-	@GRAFTFLOW_STRESS=1 $(PY) -m pytest tests/stress $(ARGS)
+stress: $(TEST_READY) ## Kills, full disks, broken and hostile files, ARGS="tests/stress/test_kills.py -k fine_tune"
+	@GRAFTFLOW_STRESS=1 $(PY) -m pytest $(or $(ARGS),tests/stress tests/unit/test_*_properties.py)
 
 test-images: $(TEST_READY) ## Build the images without a registry and run every step in them (needs root; docker/README.md)
 	@GRAFTFLOW_TEST_IMAGES=1 $(PY) -m pytest tests/images $(ARGS)
