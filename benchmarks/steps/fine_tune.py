@@ -99,9 +99,11 @@ def _bare(paths: Any) -> tuple[Any, ...]:
 
     @tf.function(input_signature=signature)
     def train(x: Any, y: Any) -> Any:
+        weights = [variable.value for variable in tail.trainable_variables]
         with tf.GradientTape() as tape:
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, tail(x, training=True))
-        return tape.gradient(tf.reduce_mean(loss), [v.value for v in tail.trainable_variables])
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, tail(x, training=True))
+            loss = tf.reduce_mean(losses)
+        return tape.gradient(loss, weights)
 
     generator = np.random.default_rng(0)
     pixels = tf.constant(generator.uniform(0, 1, (_BATCH, side, side, 3)).astype(np.float32))
