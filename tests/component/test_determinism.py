@@ -1,7 +1,7 @@
 """The same seed gives the same bytes: artifacts made by two processes, compared file by file.
 
 The two differ in what may not matter: hashes of strings, time zone, output folder, and of the pictures the folder, the
-order in which they were copied and their times. `tests/stress/test_determinism.py` does the same with whole runs.
+order in which they were copied and their times. `tests/stress/test_whole_runs_again.py` does the same with whole runs.
 """
 
 import json

@@ -167,8 +167,8 @@ def test_gzip_goes_in_and_comes_out(server):
     ("body", "encoding", "status"),
     [
         (b"no gzip", "gzip", 400),
-        (gzip.compress(b'{"instances": [[1.0, 2.0]]}')[:-9], "gzip", 400),
-        (gzip.compress(b'{"instances": [[1.0, 2.0]]}'), "br", 400),
+        (gzip.compress(b'{"instances": [[1.0, 2.0]]}', mtime=0)[:-9], "gzip", 400),
+        (gzip.compress(b'{"instances": [[1.0, 2.0]]}', mtime=0), "br", 400),
         (gzip.compress(b" " * (65 * 2**20)), "gzip", 413),
     ],
 )
