@@ -64,10 +64,11 @@ MAY_DIFFER: dict[str, dict[tuple[str, ...], str]] = {
     },
     "saved_model/export.json": {("sha256",): "of the folder that holds lineage.json"},
 }
-# The time of the day differs between the time zones, however close to each other two processes write.
+# These two numbers put sets of the class names, and of the splits, in different orders. The time of
+# the day differs between the time zones, however close to each other two processes write.
 SURROUNDINGS = (
     {"PYTHONHASHSEED": "1", "TZ": "UTC"},
-    {"PYTHONHASHSEED": "4242", "TZ": "Asia/Tokyo"},
+    {"PYTHONHASHSEED": "3", "TZ": "Asia/Tokyo"},
 )
 
 
