@@ -44,7 +44,7 @@ MAY_DIFFER = {
 # a step's artifacts by the hashes of their names.
 OF_THE_RECORDS = {"uri", "source", "run_id", "sha256"}
 NOT_COMPARED = {"run.json", "run.log"}  # all times and places
-# What the page shows of a run: when it was written, and by which run from which pictures.
+# When the page was written; it also shows where the pictures are, and the digest of the model, which knows that, too.
 MINUTE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 
 
@@ -124,8 +124,13 @@ def content(path: Path, run: Path) -> Any:
         lines = path.read_text(encoding="utf-8").splitlines()
         return [line for line in lines if PurePath(line.split(maxsplit=1)[1]).name not in MAY_DIFFER]
     if path.read_bytes()[:9].lower() == b"<!doctype":
-        page = path.read_text(encoding="utf-8").replace(run.name, "RUN")
-        return MINUTE.sub("MINUTE", page.replace(str(run.parents[1] / "pictures"), "PICTURES"))
+        page = MINUTE.sub("MINUTE", path.read_text(encoding="utf-8"))
+        export = json.loads((run / "export-model/saved_model/export.json").read_text(encoding="utf-8"))
+        named = {str(run.parents[1] / "pictures"): "PICTURES", export["sha256"]: "MODEL"}
+        for of_the_run, word in named.items():
+            assert of_the_run in page
+            page = page.replace(of_the_run, word)
+        return page
     return path.read_bytes()
 
 
