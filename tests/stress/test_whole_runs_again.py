@@ -1,16 +1,16 @@
 """Two whole runs with one seed: what is the same, bit for bit, and the short list of what is not."""
 
-import io
 import json
 import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
+
+from pipelines.settings import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -26,6 +26,7 @@ SMALL = {
     "ideal-steps": 4,
     "version": 7,
 }
+STEPS_WITH_ARTIFACTS = {step.replace("_", "-") for step in STEPS} - {"check-settings", "extract-features"}
 # All that may differ, by file and field: where a run and its pictures were, and how long it took.
 SOURCE = ("dataset", "source")
 MAY_DIFFER = {
@@ -138,21 +139,6 @@ def test_a_repeated_run_has_the_same_files_bit_for_bit_but_for_the_named_ones(ru
     first, second = (files_of(run) for run in runs)
     assert first.keys() == second.keys()
     compared = [name for name, path in first.items() if path.name not in NOT_COMPARED]
-    assert len(compared) > 40
+    assert {name.split("/")[0] for name in compared} >= STEPS_WITH_ARTIFACTS | {"report.html"}
     different = [name for name in compared if content(first[name], runs[0]) != content(second[name], runs[1])]
     assert not different
-
-
-def test_the_weights_are_the_same_in_every_form(runs: list[Path]) -> None:
-    weights = [
-        zipfile.ZipFile(io.BytesIO((run / "fine-tune/model/model.keras").read_bytes())).read(
-            "model.weights.h5"
-        )
-        for run in runs
-    ]
-    assert weights[0] == weights[1]
-    variables = [
-        (run / "export-model/saved_model/7/variables/variables.data-00000-of-00001").read_bytes()
-        for run in runs
-    ]
-    assert variables[0] == variables[1]
