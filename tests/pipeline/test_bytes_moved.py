@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bytes_moved
+from graftflow import seals
 from pipelines.run_index import Run, Step
 
 
 def written(root: Path, task: str, size: int) -> dict:
+    """An artifact of ``size`` bytes, its seal included."""
     folder = root / task
     (folder / "inside").mkdir(parents=True)
-    (folder / "inside" / "data").write_bytes(bytes(size))
+    line = f"{'0' * 64}  inside/data\n"
+    (folder / "inside" / "data").write_bytes(bytes(size - len(line)))
+    seals.seal(folder)
     return {"uri": str(folder), "metadata": {}}
 
 

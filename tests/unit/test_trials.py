@@ -142,7 +142,7 @@ def test_the_command_runs_and_katib_finds_its_figures_without_test_pictures(
     ("option", "words"),
     [
         ("--layer-decay=1.5", "layer_decay must be above 0 and at most 1. Received: 1.5"),
-        ("--features=/nowhere", "A features artifact must hold features.json"),
+        ("--features=/nowhere", "The artifact 'nowhere' must be as its step wrote it"),
     ],
 )
 def test_a_trial_that_cannot_run_says_why_in_one_line_and_prints_no_figure(
