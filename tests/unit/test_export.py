@@ -80,6 +80,10 @@ def test_the_folder_is_what_tensorflow_serving_polls(artifacts) -> None:
     assert all(r.inputs["image_bytes"].string_val for r in requests)
     written = files.read_json(artifacts.saved_model / "export.json")
     assert written["sha256"] == files.sha256_directory(folder)
+    trained = files.read_json(artifacts.model / "model.json")
+    for fact in ("backbone", "classes", "temperature"):
+        assert written[fact] == trained[fact]
+    assert (written["version"], written["input_size"]) == (3, 224)
 
 
 def test_version_zero_is_the_time_of_export(artifacts, tmp_path: Path) -> None:
@@ -91,10 +95,11 @@ def test_version_zero_is_the_time_of_export(artifacts, tmp_path: Path) -> None:
     assert not (tmp_path / "classes.txt").exists()
 
 
-def test_negative_version_is_refused(artifacts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [-1, 2**63])
+def test_a_version_that_servers_cannot_name_is_refused(artifacts, tmp_path: Path, version: int) -> None:
     with pytest.raises(InputError, match="version must be a whole number from 0"):
         export.write_saved_model(
-            tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset, version=-1
+            tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset, version=version
         )
 
 
