@@ -92,7 +92,6 @@ def bill_of_materials(
     }
     components = [_base(base), library, *(_component(pin, record[pin.name, pin.version]) for pin in pins)]
     bill = {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
