@@ -181,7 +181,7 @@ def computed(
         The pictures' places in the split, int64 ``(b,)``, ascending, and their rows, float32 ``(b, d)``.
     """
     # Two passes at once keep both cores at work where an operation of one uses one alone, or waits for a decoder:
-    # measured 107 to 113 pictures a second in every round, where one pass at a time had 60 to 109 (two cores).
+    # measured 106 to 112 pictures a second in three rounds, where one pass at a time had 60 to 109 (two cores).
     passes: deque[tuple[npt.NDArray[np.int64], Future[npt.NDArray[np.float32]]]] = deque()
     with ThreadPoolExecutor(_PASSES) as pool:
         for places, pixels in _wanted(dataset_path, split, input_size, wanted, batch_size=batch_size):
