@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# gRPC's handlers of forks end, now and then, a fork of a process that talks at that moment.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

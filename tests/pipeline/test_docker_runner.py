@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from kfp import dsl, local
 import docker
 from pipelines import docker_runner, run_local
 from pipelines.docker_runner import Place, RunnerError
+from tests.unit.interruptible import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "tests" / "images" / "containers.conf"
@@ -338,12 +338,11 @@ def test_an_interrupt_ends_the_container(tmp_path: Path, docker_host: str) -> No
         f"t.run_step(Path({str(tmp_path)!r}), 'echo at work; while :; do :; done')"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        interruptible("-c", code),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     for line in process.stdout:

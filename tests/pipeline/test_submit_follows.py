@@ -12,6 +12,7 @@ from kfp_server import FakeKfp, Snapshot, serving
 from submissions import one_line, prepare, run
 
 from pipelines import follow, submit
+from tests.unit.interruptible import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,20 +130,13 @@ def test_a_run_that_is_not_there_is_told(kfp, capsys, flag):
 
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it(kfp):
     kfp.script = [Snapshot("RUNNING", {"fine-tune": "RUNNING"})]
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines.submit",
-        "--host",
-        kfp.url,
-        "--wait",
-        "--poll-seconds",
-        "0.05",
-    ]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+        interruptible("-m", "pipelines.submit", "--host", kfp.url, "--wait", "--poll-seconds", "0.05"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert kfp.looked.wait(60)
         os.kill(process.pid, signal.SIGINT)

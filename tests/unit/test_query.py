@@ -17,6 +17,7 @@ import pytest
 from graftflow.serving import query
 from graftflow.serving.answer_texts import Answer, shorten, shortest
 from tests.unit.grpc_double import grpc_double
+from tests.unit.interruptible import interruptible
 from tests.unit.scripted_server import RANKED, only_jpeg, scripted_server
 from tests.unit.serving_model import CLASSES, ROOT, free_port, picture, running_server, save_model
 
@@ -48,11 +49,6 @@ def run(scripted, capsys):
         return code, captured.out, captured.err
 
     return call
-
-
-def heed_interruptions():
-    """In a new process: what runs in a shell's background inherits that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command(*arguments):
@@ -254,9 +250,10 @@ class TestFailures:
             double.delay = 5
             url = {"http": scripted.url, "grpc": double.url}[scheme]
             process = subprocess.Popen(
-                command(pictures, "--url", url, "--model=pets", f"--in-flight={in_flight}", "--batch-size=1"),
+                interruptible(*command(
+                    pictures, "--url", url, "--model=pets", f"--in-flight={in_flight}", "--batch-size=1"
+                )[1:]),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
-                preexec_fn=heed_interruptions,
             )  # fmt: skip
             end = time.monotonic() + 20
             while not (scripted.requests or double.requests) and time.monotonic() < end:

@@ -13,6 +13,7 @@ import pytest
 from graftflow.serving import query
 from graftflow.serving.latencies import Latencies
 from graftflow.serving.windows import in_order
+from tests.unit.interruptible import interruptible
 from tests.unit.scripted_server import only_jpeg, scripted_server
 from tests.unit.serving_model import ROOT, free_port, picture
 
@@ -44,11 +45,6 @@ def run(scripted, capsys):
         return code, captured.out, captured.err
 
     return call
-
-
-def heed_interruptions():
-    """In a new process: what runs in a shell's background inherits that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command(*arguments):
@@ -91,9 +87,8 @@ class TestWatch:
 
     def test_an_interruption_ends_it_with_the_summary(self, scripted, pictures):
         process = subprocess.Popen(
-            command(pictures / "a.jpg", "--watch", "--url", scripted.url),
+            interruptible(*command(pictures / "a.jpg", "--watch", "--url", scripted.url)[1:]),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
-                preexec_fn=heed_interruptions,
         )  # fmt: skip
         end = time.monotonic() + 20
         while len(scripted.requests) < 20 and time.monotonic() < end:
