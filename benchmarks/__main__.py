@@ -18,9 +18,9 @@ from benchmarks import rows
 from benchmarks.rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("extraction", "steps", "orchestration", "growth")
+MODULES = ("extraction", "extraction.choices", "steps", "orchestration", "growth")
 # Those that measure beside libraries of another environment.
-WITH_PEERS = ("extraction",)
+WITH_PEERS = ("extraction", "steps")
 
 
 def collect(
@@ -31,7 +31,7 @@ def collect(
     Args:
         names: modules of the package ``benchmarks`` under ``root``.
         output: folder for ``<name>.json`` and ``<name>.log``; what stands there under these names is removed first.
-        peers_python: the Python that has torch and timm; ``""`` leaves these peers out.
+        peers_python: the Python that has torch, timm and the attack libraries; ``""`` leaves these peers out.
         root: what holds the package.
 
     Returns:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "runs" / "bench", help="folder for the JSON files"
     )
-    parser.add_argument("--peers-python", default="", help="a Python with benchmarks/requirements-peers.txt")
+    parser.add_argument("--peers-python", default="", help="a Python with the peers, see benchmarks/README.md")
     given = parser.parse_args(arguments)
     names = [name for name in given.only.split(",") if name]
     if not names or not set(names) <= set(MODULES):

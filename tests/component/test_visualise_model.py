@@ -47,7 +47,7 @@ def test_the_step_takes_features_and_evaluation(tmp_path: Path, artifacts: Artif
     inputs = {
         "dataset": dsl.Dataset(uri=str(artifacts.dataset)),
         "features": dsl.Dataset(uri=str(artifacts.features)),
-        "model": dsl.Model(uri=str(artifacts.model)),
+        "model": dsl.Model(uri=str(write_small_model(tmp_path / "model", artifacts.dataset))),
         "evaluation": dsl.Artifact(uri=str(artifacts.evaluation)),
     }
     visuals = run(tmp_path, inputs, ideal_classes="")

@@ -54,16 +54,32 @@ def test_a_faster_peer_misses_the_goal(rounds) -> None:
 
 
 @pytest.mark.parametrize(
-    ("times", "difference", "said"),
+    ("times", "by_wall", "difference", "said"),
     [
-        (1.3, 0.09, "changes features by 9.0e-02 of the largest, more than 0.001"),
-        (1.3, 1e-6, "1.30 times as fast: choose it"),
-        (1.02, 0.0, "no faster beyond 5 %"),
-        (0.5, 0.0, "slower"),
+        (1.3, 1.3, 0.09, "changes features by 9.0e-02 of the largest, more than 0.001"),
+        (1.3, 1.25, 1e-6, "1.25 times as fast: choose it"),
+        (1.02, 1.3, 0.0, "no faster beyond 5 % by both clocks"),
+        (1.3, 1.02, 0.0, "no faster beyond 5 % by both clocks"),
+        (0.5, 0.5, 0.0, "slower"),
+        (1.06, 0.6, 0.0, "slower"),  # as one thread is
     ],
 )
-def test_an_option_is_chosen_only_where_features_stay(times: float, difference: float, said: str) -> None:
-    assert choices.why("bfloat16", times, difference) == said
+def test_an_option_is_chosen_only_where_features_stay_and_both_clocks_agree(
+    times: float, by_wall: float, difference: float, said: str
+) -> None:
+    assert choices.why("bfloat16", times, by_wall, difference) == said
+
+
+def test_the_rows_say_what_was_chosen_and_why_not_the_others() -> None:
+    found = [
+        {"name": choices.CHOSEN, "cpu_ms": 14.0, "why": "chosen"},
+        {"name": "XLA", "why": "not possible: no compiler"},
+    ]
+    forward, loop = choices.rows_of(found, {"2 passes at once": 104.0, "1 pass": 90.0})
+    assert forward.note == f"chosen: {choices.CHOSEN}. XLA: not possible: no compiler"
+    assert forward.times == {"XLA": None}
+    assert loop.times == {"1 pass": pytest.approx(104 / 90)}
+    assert loop.held is None
 
 
 def test_the_copies_that_memory_is_measured_with_are_other_bytes(tmp_path) -> None:

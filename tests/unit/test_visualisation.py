@@ -182,7 +182,8 @@ def test_the_check_of_the_maps_is_stored(tmp_path: Path, model: Path, dataset: P
 def test_mistakes_have_neighbours_and_rings_on_the_map(tmp_path: Path, artifacts: Artifacts) -> None:
     evaluation = write_evaluation(tmp_path / "evaluation", artifacts.dataset, wrong=2)
     settings = {"features_path": artifacts.features, "evaluation_path": evaluation}
-    found = write(tmp_path / "a", artifacts.model, artifacts.dataset, num_trained_classes=0, **settings)
+    model = write_small_model(tmp_path / "model", artifacts.dataset)
+    found = write(tmp_path / "a", model, artifacts.dataset, num_trained_classes=0, **settings)
     said = json.loads((evaluation / "evaluation.json").read_text())["mistakes"]
     assert [row["path"] for row in found["neighbours"]] == [mistake["path"] for mistake in said]
     ringed = {
