@@ -21,17 +21,17 @@ def _pieces() -> Iterator[Counter[str]]:
     from graftflow.saliency import Explainer
 
     counts: Counter[str] = Counter()
-    kept = Explainer._mean_slope
+    kept = Explainer._slopes
 
-    def mean_slope(self: Any, picture: Any, grey: Any, label: int, pieces: int) -> Any:
-        counts.update(gradient=pieces)
-        return kept(self, picture, grey, label, pieces)
+    def slopes(self: Any, picture: Any, grey: Any, label: int, middles: Any) -> Any:
+        counts.update(gradient=len(middles))
+        return kept(self, picture, grey, label, middles)
 
-    Explainer._mean_slope = mean_slope  # type: ignore[method-assign]
+    Explainer._slopes = slopes  # type: ignore[method-assign]
     try:
         yield counts
     finally:
-        Explainer._mean_slope = kept  # type: ignore[method-assign]
+        Explainer._slopes = kept  # type: ignore[method-assign]
 
 
 def measure(setting: Setting) -> tuple[list[Row], dict[str, Any]]:

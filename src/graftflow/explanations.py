@@ -14,7 +14,7 @@ from graftflow.picture_files import Array, read_by_path, save_jpeg
 from graftflow.progress import Progress
 from graftflow.saliency import Explainer, shuffled_weights, similarity
 
-STEPS = 64
+STEPS = 32
 _SIDE = 224
 # Maps of a network whose weights are shuffled must have little in common with the real ones.
 _ALIKE = 0.5
@@ -61,7 +61,7 @@ def write_explanations(
     progress.advance(len(pictures))
     with shuffled_weights(classifier, seed=seed):
         random_cams = explainer.grad_cam(pixels, predicted)
-        random_maps = explainer.integrated_gradients(pixels, predicted, steps=STEPS // 2, tolerance=1.0).maps
+        random_maps = explainer.integrated_gradients(pixels, predicted, steps=STEPS, tolerance=np.inf).maps
     progress.advance(len(pictures))
     rows = []
     for number, picture in enumerate(pictures):

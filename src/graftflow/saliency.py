@@ -86,14 +86,14 @@ class Explainer:
         return np.asarray(found / np.maximum(found.max(axis=(1, 2), keepdims=True), 1e-12), np.float32)
 
     def integrated_gradients(
-        self, pixels: tf.Tensor, classes: Sequence[int], *, steps: int = 64, tolerance: float = 0.05
+        self, pixels: tf.Tensor, classes: Sequence[int], *, steps: int = 32, tolerance: float = 0.05
     ) -> Attribution:
         """Add up the gradient on the way from grey to the picture (Sundararajan et al. 2017, equation 1).
 
         (x − x') · ∫ ∂ logit / ∂ x at x' + t (x − x') dt, t from 0 to 1. A plain grey picture is where networks bend
         most, so that equal pieces of t miss much of the integral (measured: up to 85 %, 64 × 64 photographs enlarged);
-        with t = u³ the pieces are short there. Where a sum is off by more than ``tolerance``, the pieces are made four
-        times as many, once.
+        with t = u³ the pieces are short there. Where a sum is off by more than ``tolerance``, every piece is cut into
+        three, twice at most: the middles that are there stay middles, so that nothing is computed again.
 
         Args:
             pixels: ``float32 (n, s, s, 3)`` in [0, 1].
@@ -112,10 +112,13 @@ class Explainer:
         for picture, label in zip(tf.unstack(pixels), classes, strict=True):
             ends = attacks.predict_logits(self._logits_of, tf.concat([picture[None], grey], axis=0))
             difference = float(ends[0, label] - ends[1, label])
-            for pieces in (steps, 4 * steps):
-                found = tf.reduce_sum(
-                    (picture - grey[0]) * self._mean_slope(picture, grey, label, pieces), axis=2
-                )
+            slopes = tf.zeros_like(picture)
+            for pieces in (steps, 3 * steps, 9 * steps):
+                middles = np.arange(pieces)
+                if pieces > steps:
+                    middles = middles[middles % 3 != 1]
+                slopes += self._slopes(picture, grey, label, (middles.astype(np.float32) + 0.5) / pieces)
+                found = tf.reduce_sum((picture - grey[0]) * slopes / pieces, axis=2)
                 error = abs(float(tf.reduce_sum(found)) - difference) / max(abs(difference), 1e-6)
                 if error <= tolerance:
                     break
@@ -128,16 +131,15 @@ class Explainer:
         """Take over the weights that the classifier has now: they may have been shuffled. Nothing is compiled again."""
         folding.refold(self._folded, self.classifier)
 
-    def _mean_slope(self, picture: tf.Tensor, grey: tf.Tensor, label: int, pieces: int) -> tf.Tensor:
-        """Return ∫ ∂ logit / ∂ x dt by the middles of equal pieces of u, t = u³, dt = 3u² du; ``(s, s, 3)``."""
-        middles = (np.arange(pieces, dtype=np.float32) + 0.5) / pieces
+    def _slopes(self, picture: tf.Tensor, grey: tf.Tensor, label: int, middles: Maps) -> tf.Tensor:
+        """Return the sum of ∂ logit / ∂ x · dt/du over some u, with t = u³ and dt/du = 3u²; ``(s, s, 3)``."""
         total = tf.zeros_like(picture)
-        for some in np.array_split(middles, -(-pieces // _AT_ONCE)):
+        for some in np.array_split(middles, -(-len(middles) // _AT_ONCE)):
             share = tf.constant(some[:, None, None, None])
             labels = tf.fill((len(some),), tf.constant(label, tf.int64))
             slopes = self._gradient(grey + share**3 * (picture - grey), labels)
             total += tf.reduce_sum(3 * share**2 * slopes, axis=0)
-        return total / pieces
+        return total
 
     def _gradient_of(self, pixels: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
