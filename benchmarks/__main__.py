@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "runs" / "bench", help="folder for the JSON files"
     )
-    parser.add_argument("--peers-python", default="", help="a Python with the peers, see benchmarks/README.md")
+    parser.add_argument(
+        "--peers-python", default="", help="a Python with the peers, see benchmarks/README.md"
+    )
     given = parser.parse_args(arguments)
     names = [name for name in given.only.split(",") if name]
     if not names or not set(names) <= set(MODULES):

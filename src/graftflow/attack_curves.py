@@ -76,7 +76,7 @@ class Curve:
         reached: bool (e, n): the attack's own aim is reached.
         tried: bool (e, n): which it attacked at this radius.
         moved: float (e,): the largest change that was sent, in the radii's unit.
-        first: picture → the smallest radius at which a PNG of it fooled the model, and that picture.
+        first: picture → the smallest radius at which a PNG of it fooled the model, and its levels, uint8 (s, s, 3).
     """
 
     attack: Attack
@@ -169,8 +169,9 @@ def measure(
             predicted[todo] = predict(logits_of, sent).argmax(axis=1)
             done = attacked & ((predicted == labels) == targeted)
             if rounded:
+                # A copy of whole levels: a view would keep the pictures of all radii in memory.
                 first |= {
-                    int(i): (epsilon, x)
+                    int(i): (epsilon, np.round(255 * x).astype(np.uint8))
                     for i, x in zip(todo, sent, strict=True)
                     if done[i] and int(i) not in first
                 }
@@ -218,11 +219,13 @@ def telling_radius(fooled: Array) -> int:
 
 def largest_change(pixels: Array, original: Array, norm: str, *, rounded: bool) -> float:
     """Return how far the picture that changed most has moved, in the norm; exactly, where both have whole levels."""
-    change = pixels.astype(np.float64) - original.astype(np.float64)
-    if rounded:
-        change = np.round(255 * change) / 255
-    change = np.abs(change).reshape(len(change), -1)
-    return float((change.max(axis=1) if norm == "linf" else np.linalg.norm(change, axis=1)).max())
+    largest = 0.0
+    for sent, own in zip(pixels, original, strict=True):
+        change = sent.astype(np.float64).ravel() - own.ravel()
+        if rounded:
+            change = np.round(255 * change) / 255
+        largest = max(largest, float(np.linalg.norm(change, np.inf if norm == "linf" else 2)))
+    return largest
 
 
 def _fooled(before: Sequence[Curve], number: int) -> Array:

@@ -117,7 +117,9 @@ class Explainer:
                 middles = np.arange(pieces)
                 if pieces > steps:
                     middles = middles[middles % 3 != 1]
-                slopes += self._slopes(picture, grey, label, (middles.astype(np.float32) + 0.5) / pieces)
+                slopes += self._slopes(
+                    picture, grey, label, (middles.astype(np.float32) + np.float32(0.5)) / np.float32(pieces)
+                )
                 found = tf.reduce_sum((picture - grey[0]) * slopes / pieces, axis=2)
                 error = abs(float(tf.reduce_sum(found)) - difference) / max(abs(difference), 1e-6)
                 if error <= tolerance:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from graftflow.attack_curves import Curve
 from graftflow.attacked_pictures import AttackedPictures
-from graftflow.predictions import Array, predict
+from graftflow.predictions import Array, predict, through_png
 
 _MOST = 4
 
@@ -32,7 +32,8 @@ def write_triplets(
     (destination / "triplets").mkdir()
     rows = []
     for number, index in enumerate(_telling(pictures, curve)):
-        epsilon, adversarial = curve.first[index]
+        epsilon, levels = curve.first[index]
+        adversarial = through_png(levels[None] / np.float32(255))[0]
         original = pictures.pixels[index]
         grey = np.clip(0.5 + 10 * (adversarial - original), 0, 1)
         strip = np.concatenate([original, grey, adversarial], axis=1)

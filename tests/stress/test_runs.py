@@ -119,7 +119,7 @@ def test_two_runs_at_once_share_cache_and_store_and_agree(place: Path, runs) -> 
         files.read_json(Path(run.artifact("saved_model")["uri"]) / "export.json")["version"]
         for run in (one, two)
     }
-    assert {str(row.version) for row in rows} == versions
+    assert {row.version for row in rows} == versions
     assert len(versions) == 2
     assert sum(row.label == "stable" for row in rows) == 1
     assert all("not in the store" not in row.note for row in rows)
