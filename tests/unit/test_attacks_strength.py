@@ -182,9 +182,13 @@ def test_square_exposes_a_hidden_gradient() -> None:
         assert not FAST[name](model, grey(4), [1] * 4, epsilon=epsilon).fooled.any()
     searched = attacks.square(model, grey(4), [1] * 4, epsilon=epsilon, queries=400, seed=0)
     assert searched.fooled.all()
-    together = attacks.ensemble(model, grey(4), [1] * 4, epsilon=epsilon, steps=5, queries=400, seed=0)
-    assert together.fooled.all()
-    assert set(together.names) == {"Square"}
+    for eight_bits in (False, True):
+        together = attacks.ensemble(
+            model, grey(4), [1] * 4, epsilon=epsilon, steps=5, queries=400, seed=0, eight_bits=eight_bits
+        )
+        assert together.fooled.all()
+        assert set(together.names) == {"Square"}
+    assert np.array_equal((through_png(together.pixels) / 255).astype(np.float32), together.pixels)
 
 
 def test_logits_a_thousand_times_as_large_hide_nothing(
@@ -300,6 +304,15 @@ def test_the_ensemble_loses_nothing_that_its_first_attack_found(
     assert (found.fooled | ~first.fooled).all()
     assert (found.names[first.fooled] == "APGD-CE").all()
     assert (found.evaluations >= first.evaluations).all()
+
+
+def test_a_restart_begins_again_where_a_picture_resists() -> None:
+    judged = []
+    for restarts in (1, 3):
+        network = Counted(Linear(margin=100.0))
+        attacks.pgd(network, grey(2), np.ones(2, int), epsilon=0.01, steps=4, seed=0, restarts=restarts)
+        judged.append(int(network.count))
+    assert judged[1] > 2 * judged[0]
 
 
 def test_apgd_halves_its_step_until_it_stands_on_the_peak() -> None:
