@@ -103,6 +103,11 @@ def test_a_version_that_servers_cannot_name_is_refused(artifacts, tmp_path: Path
         )
 
 
+@pytest.mark.parametrize("version", [0, 1, 2**31, 2**63 - 1])
+def test_versions_that_servers_can_name_are_taken(version: int) -> None:
+    export.check_version(version)
+
+
 def test_evaluation_is_of_the_served_model_on_the_whole_test_split(artifacts, signatures) -> None:
     summary = files.read_json(artifacts.evaluation / "evaluation.json")
     with open(artifacts.evaluation / "predictions.csv", newline="") as file:
