@@ -167,7 +167,7 @@ def computed(
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """Send pictures of a split through a network, a batch at a time, while the next ones are decoded.
 
-    Six batches at most are held as pixels, and a picture or two a core beside them, however large the split is.
+    Six batches at most are held as pixels, and some pictures of the next beside them, however large the split is.
 
     Args:
         dataset_path: a ``dataset`` artifact.

@@ -253,7 +253,9 @@ def test_descent_with_total_variation_is_smoother(
 def test_total_variation_adds_the_steps_down_and_across() -> None:
     steps = 0.1 * np.arange(4)[:, None] + 0.02 * np.arange(5)[None, :]
     pictures = np.stack([steps, steps[::-1], np.zeros((4, 5))])[..., None].repeat(3, axis=3)
-    np.testing.assert_allclose(attacks.total_variation(pictures.astype(np.float32)), [0.12, 0.12, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        attacks.total_variation(pictures.astype(np.float32)), [0.12, 0.12, 0], atol=1e-6
+    )
 
 
 def test_logits_model_ends_before_the_softmax(network: keras.Model, pixels: np.ndarray) -> None:

@@ -1,6 +1,5 @@
 """Cached features: the backbone sees a picture once, and a damaged cache is never believed."""
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -172,7 +171,8 @@ def test_no_split_is_held_as_pixels(artifacts, monkeypatch: pytest.MonkeyPatch) 
     assert places.tolist() == [0, 1, 2, 3]
     assert first.shape == (4, 3)
     assert count > 900
-    assert 4 <= ahead[0] <= 6 * 4 + 2 * (os.cpu_count() or 1)
+    # Six batches, and what tf.data decodes beside them, which is its choice: 4 to 16 pictures were seen.
+    assert 4 <= ahead[0] <= 6 * 4 + 48
 
 
 def test_bad_settings_are_refused(artifacts, tmp_path: Path) -> None:
