@@ -1,5 +1,6 @@
 """The gRPC services of the real server process, by the stubs that clients of TensorFlow Serving use."""
 
+import logging
 import time
 
 import grpc
@@ -14,6 +15,7 @@ from tensorflow_serving.apis import (
 )
 
 from graftflow.serving.classifications import CLASSIFY_METHOD, REGRESS_METHOD
+from graftflow.serving.server import somebody_listened
 from tests.unit.example_models import PREDICT, save_graph_model
 from tests.unit.grpc_calls import (
     SECONDS,
@@ -334,6 +336,23 @@ def test_health_is_told_for_the_server_and_each_service(server):
         watched = health.Watch(unknown, timeout=SECONDS)
         assert next(watched).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         watched.cancel()
+
+
+@pytest.mark.parametrize(("error", "told"), [("ExecuteBatchError", False), ("UsageError", True)])
+def test_a_caller_that_is_gone_before_its_answer_is_no_traceback(error, told):
+    from grpc._cython import cygrpc
+
+    raised = getattr(cygrpc, error)("Failed")
+    where = (
+        "grpc._cython.cygrpc",
+        logging.ERROR,
+        "server.pyx",
+        1,
+        "raised in core",
+        (),
+        (type(raised), raised, None),
+    )
+    assert somebody_listened(logging.LogRecord(*where)) is told
 
 
 def test_work_beyond_its_deadline_is_given_up(stubs):

@@ -252,6 +252,12 @@ def _exit_quietly(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
+def somebody_listened(record: logging.LogRecord) -> bool:
+    """Leave out of the log the traceback of gRPC's core where a caller is gone before its answer could be sent."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != "ExecuteBatchError"
+
+
 def _in_url(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):  # noqa: S104  # nosec B104 # binds nothing: what the log shows
         return "127.0.0.1"
@@ -265,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for every request that is no HTTP
+    logging.getLogger("grpc._cython.cygrpc").addFilter(somebody_listened)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
