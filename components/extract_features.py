@@ -35,7 +35,9 @@ def extract_features(
 
     check_seals(dataset.path)
     from graftflow.features import write_feature_shard
+    from graftflow.passes import share_cores
 
+    share_cores()
     with sealed_directory(feature_shard.path) as folder:
         summary = write_feature_shard(
             folder,

@@ -1,6 +1,5 @@
 """Activations at the cut: what the frozen part of a network makes of each picture, computed once a view."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import datasets, files, seals
+from graftflow import datasets, distribution, files, seals
 from graftflow.augmentation import augment
+from graftflow.mapped_arrays import mapped_file
+from graftflow.passes import side_by_side
 from graftflow.preprocessing import decode
 from graftflow.progress import Progress
 from graftflow.storage import writing
@@ -107,7 +108,7 @@ class ViewSource:
         label = f"view {index + 1} of {self._num_views} at the cut"
         progress = Progress(label, total=self.num_pictures, unit="pictures")
         with writing(self._folder), files.atomic_file(path) as aside:
-            written = _mapped(aside, _STORED, (self.num_pictures, *self._shape))
+            written = mapped_file(aside, _STORED, (self.num_pictures, *self._shape))
             done = 0
             for activations, _ in self._computed(self._pixels(index)):
                 written[done : done + len(activations)] = activations
@@ -137,8 +138,8 @@ class ViewSource:
         return records.map(example, tf.data.AUTOTUNE).batch(self._batch_size).prefetch(2)
 
     def _computed(self, batches: tf.data.Dataset) -> Iterator[Batch]:
-        for pixels, labels in batches:
-            yield self._trunk(pixels).numpy(), labels.numpy()
+        for labels, activations in _passed(self._trunk, batches):
+            yield activations, labels
 
 
 def validation_activations(
@@ -165,36 +166,29 @@ def validation_activations(
     """
     total = datasets.split_size(dataset_path, "validation")
     progress = Progress("validation at the cut", total=total, unit="pictures")
-    written = _mapped(path, np.float32, (total, *shape))
+    written = mapped_file(path, np.float32, (total, *shape))
     labels = np.empty(total, np.int64)
     records = datasets.read_split(dataset_path, "validation")
     pictures = records.map(
         lambda record: (decode(record["image"], input_size), record["label"]), tf.data.AUTOTUNE
     )
     done = 0
-    for pixels, batch_labels in pictures.batch(batch_size).prefetch(2):
+    for batch_labels, activations in _passed(trunk, pictures.batch(batch_size).prefetch(2)):
         end = done + len(batch_labels)
-        written[done:end], labels[done:end] = trunk(pixels).numpy(), batch_labels.numpy()
+        written[done:end], labels[done:end] = activations, batch_labels
         progress.advance(end - done)
         done = end
     written.flush()
     return written, labels
 
 
-def _mapped(path: Path, dtype: type[np.floating[Any]], shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
-    """Return a new array in a file that has its room on the disk already.
-
-    A new mapped file is a hole, and writing into it where the disk is full ends the process by SIGBUS, without a word.
-
-    Raises:
-        InputError: the disk has no room for it.
-    """
-    with writing(path.parent):
-        written = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return written
+def _passed(
+    trunk: Callable[[tf.Tensor], tf.Tensor], batches: tf.data.Dataset
+) -> Iterator[tuple[Array, Array]]:
+    """Yield labels ``(b,)`` and activations ``(b, …)`` of batches of pixels and labels, in their order."""
+    named = ((labels.numpy(), pixels) for pixels, labels in batches)
+    # Several devices are one pass; and their strategy is known only to the thread that asks.
+    return side_by_side(trunk, named, at_once=None if distribution.num_replicas() == 1 else 1)
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Array:

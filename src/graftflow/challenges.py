@@ -18,7 +18,7 @@ from graftflow import datasets, familiarity, files, metrics
 from graftflow.challenge_pictures import Challenger, Challengers, read_challengers, stratified
 from graftflow.encodings import upright
 from graftflow.errors import InputError
-from graftflow.features import frozen_function
+from graftflow.passes import frozen_function
 from graftflow.preprocessing import decode
 from graftflow.progress import Progress
 from graftflow.records import Spool
@@ -134,7 +134,7 @@ def write_challenge(
 def answers_of(model: Any) -> Answers:
     """Return a classifier as one function from pixels to the backbone's features and the logits.
 
-    Weights are constants, as in :func:`graftflow.features.frozen_function`.
+    Weights are constants, as in :func:`graftflow.passes.frozen_function`.
 
     Args:
         model: pixels → … → ``backbone`` → … → ``logits`` → ``probabilities``.

@@ -75,11 +75,14 @@ class FeatureCache:
         digests = b"".join(digest for digest, _ in self._pending)
         data = digests + np.stack([row for _, row in self._pending]).astype("<f4").tobytes()
         self._pending.clear()
+        path = self._folder / f"{hashlib.sha256(data).hexdigest()}.rows"
         try:
-            with files.atomic_file(self._folder / f"{hashlib.sha256(data).hexdigest()}.rows") as aside:
+            with files.atomic_file(path) as aside:
                 aside.write_bytes(data)
         except OSError as error:
             print(f"features: not kept for the next run ({error})", flush=True)
+            return
+        self._map(path)  # they lie on the disk now, and need no memory any more
 
     @property
     def _row_bytes(self) -> int:
@@ -89,18 +92,25 @@ class FeatureCache:
         """Index a file, mapped into memory; remove it where its bytes are not those it was named by."""
         try:
             intact = files.sha256_file(path) == path.stem
-            size = path.stat().st_size
-            count, rest = divmod(size, self._row_bytes)
-            if not intact or rest:
+            if not intact or path.stat().st_size % self._row_bytes:
                 print(f"features: '{path}' is cut or altered; its pictures are computed again", flush=True)
                 path.unlink(missing_ok=True)
                 return
-            digests = np.memmap(path, np.uint8, "r", shape=(count, _DIGEST_BYTES))
-            rows = np.memmap(path, "<f4", "r", offset=count * _DIGEST_BYTES, shape=(count, self._width))
         except OSError:
             # Another process has removed it, or it cannot be read: its pictures are computed again.
             return
-        for digest, row in zip(digests, rows, strict=True):
+        self._map(path)
+
+    def _map(self, path: Path) -> None:
+        """Take the rows of a file, mapped into memory, which is given back where somebody else needs it."""
+        try:
+            count = path.stat().st_size // self._row_bytes
+            digests = np.memmap(path, np.uint8, "r", shape=(count, _DIGEST_BYTES))
+            rows = np.memmap(path, "<f4", "r", offset=count * _DIGEST_BYTES, shape=(count, self._width))
+        except OSError:  # removed in this moment
+            return
+        # Plain views: a view of a memmap that is a memmap itself takes ten times the memory.
+        for digest, row in zip(np.asarray(digests), np.asarray(rows), strict=True):
             self._rows[digest.tobytes()] = row
 
 

@@ -3,9 +3,8 @@
 import hashlib
 import inspect
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,16 @@ from graftflow import (
     encodings,
     feature_cache,
     files,
+    passes,
     preprocessing,
 )
 from graftflow.errors import InputError
 from graftflow.feature_cache import FeatureCache
 from graftflow.feature_shards import FILE as SHARD_FILE
 from graftflow.feature_shards import Shard
+from graftflow.mapped_arrays import mapped_aside
 from graftflow.progress import Progress
 from graftflow.splits import SPLITS
-
-# Pictures a forward pass. CPU seconds a picture hardly depend on it: 8 to 128 differ by some 5 % (EfficientNet-Lite0, 2
-# cores, oneDNN), and a picture alone costs 1.2 times as much: ``python -m benchmarks.extraction.choices``.
-BATCH_SIZE = 64
-_PASSES = 2
-
-
-def frozen_function(model: Any, input_size: int) -> Any:
-    """Return ``model`` as a function whose weights are constants.
-
-    With constants TensorFlow folds BatchNorm into the convolutions: measured 1.3 times the pictures a second of the
-    same model with variables (EfficientNet-Lite0, 2 cores, batch 64; XLA on CPU was 14 times slower).
-
-    Args:
-        model: a ``keras.Model`` for pixels.
-        input_size: side of its pictures in pixels.
-
-    Returns:
-        A callable from ``float32 (n, s, s, 3)`` to the model's output.
-    """
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    signature = [tf.TensorSpec((None, input_size, input_size, 3), tf.float32)]
-    function = tf.function(lambda pixels: model(pixels, training=False), input_signature=signature)
-    constant = convert_variables_to_constants_v2(function.get_concrete_function())
-    return lambda pixels: constant(pixels)[0]
 
 
 def pixels_of(dataset_path: str | Path, split: str, input_size: int, *, batch_size: int) -> tf.data.Dataset:
@@ -74,7 +49,7 @@ def write_features(
     dataset_path: str | Path,
     backbone: str,
     weights: str,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write the ``features`` artifact into an existing folder.
@@ -88,7 +63,7 @@ def write_features(
         dataset_path: a ``dataset`` artifact.
         backbone: a name of the table in :mod:`graftflow.backbones`.
         weights: its weights: ``imagenet``, ``none``, an address or a file.
-        batch_size: pictures a forward pass.
+        batch_size: pictures a forward pass, by default :func:`graftflow.passes.batch_size`.
         cache: folder for :func:`graftflow.caches.open_cache`, ``""`` for its default; ``None`` uses no cache. It
             grows by 4 bytes a feature and picture, up to :data:`graftflow.feature_cache.LIMIT_BYTES`.
 
@@ -120,7 +95,7 @@ def write_feature_shard(
     weights: str,
     shard: int,
     num_shards: int,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write one ``feature_shard`` artifact into an existing folder: what :func:`write_features` writes, of a part.
@@ -158,40 +133,47 @@ def write_feature_shard(
 
 def computed(
     dataset_path: str | Path,
-    split: str,
     function: Callable[[tf.Tensor], tf.Tensor],
     *,
     input_size: int,
     wanted: npt.NDArray[np.bool_],
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
+    at_once: int | None = None,
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Send pictures of a split through a network, a batch at a time, while the next ones are decoded.
+    """Send pictures of a data set through a network, several batches at once, while the next ones are decoded.
 
-    Six batches at most are held as pixels, and some pictures of the next beside them, however large the split is.
+    The splits are one stream: at the end of each a core would be idle until the last batch is through. Four batches,
+    and one for each pass, are held as pixels at most, and some pictures of the next beside them, however many there
+    are.
 
     Args:
         dataset_path: a ``dataset`` artifact.
-        split: name of the split.
-        function: from pixels ``float32 (b, s, s, 3)`` in [0, 1] to ``float32 (b, d)``, as :func:`frozen_function`.
+        function: from pixels ``float32 (b, s, s, 3)`` in [0, 1] to ``float32 (b, d)``, as
+            :func:`graftflow.passes.frozen_function`.
         input_size: s, in pixels.
-        wanted: bool ``(n,)``, which pictures of the split to take.
-        batch_size: pictures a forward pass.
+        wanted: bool ``(n,)``, which pictures to take, of all splits, one behind the other.
+        batch_size: pictures a forward pass, by default :func:`graftflow.passes.batch_size`.
+        at_once: passes at once, by default :func:`graftflow.passes.num_passes`.
 
     Yields:
-        The pictures' places in the split, int64 ``(b,)``, ascending, and their rows, float32 ``(b, d)``.
+        The pictures' places among those n, int64 ``(b,)``, ascending, and their rows, float32 ``(b, d)``.
     """
-    # Two passes at once keep both cores at work where an operation of one uses one alone, or waits for a decoder, and a
-    # third that waits starts when either ends: measured on two cores 100 to 107 pictures a second in four rounds,
-    # without the third 92 to 105, with one pass at a time 60 to 109.
-    passes: deque[tuple[npt.NDArray[np.int64], Future[npt.NDArray[np.float32]]]] = deque()
-    with ThreadPoolExecutor(_PASSES) as pool:
-        for places, pixels in _wanted(dataset_path, split, input_size, wanted, batch_size=batch_size):
-            passes.append((places, pool.submit(lambda batch: function(batch).numpy(), pixels)))
-            if len(passes) > _PASSES:
-                first, rows = passes.popleft()
-                yield first, rows.result()
-        for last, rows in passes:
-            yield last, rows.result()
+    mask = tf.constant(wanted)
+    streams = [datasets.read_split(dataset_path, split) for split in SPLITS]
+    records = streams[0]
+    for stream in streams[1:]:
+        records = records.concatenate(stream)
+    decoded = (
+        records.enumerate()
+        .filter(lambda place, _: mask[place])
+        .map(
+            lambda place, record: (place, preprocessing.decode(record["image"], input_size)),
+            tf.data.AUTOTUNE,
+        )
+    )
+    batches = decoded.batch(batch_size or passes.batch_size()).prefetch(2)
+    named = ((places.numpy(), pixels) for places, pixels in batches)
+    yield from passes.side_by_side(function, named, at_once=at_once)
 
 
 def _extract(
@@ -201,7 +183,7 @@ def _extract(
     dataset_path: str | Path,
     backbone: str,
     weights: str,
-    batch_size: int,
+    batch_size: int | None,
     cache: str | Path | None,
     shard: Shard,
 ) -> dict[str, Any]:
@@ -211,7 +193,7 @@ def _extract(
     int64 (n,) and ``paths`` str (n,).
     """
     started = time.monotonic()
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1. Received: {batch_size}")
     facts = backbones.get(backbone)
     backbones.check_weights(weights)
@@ -223,38 +205,28 @@ def _extract(
     if root is not None:
         folder = root / caches.key_of(cache_facts(identity))
         rows = FeatureCache(folder, width=facts.feature_width)
-    features_of: Any = None
-    counts, pictures, sent, first = {}, 0, 0, 0
-    for split in SPLITS:
-        counts[split] = datasets.split_size(dataset_path, split)
-        places = shard.places(counts[split], first=first)
-        first += counts[split]
-        index = _index(dataset_path, split, places, digests=rows is not None)
-        new = _is_new(index["digests"], rows)
-        progress = Progress(f"features of {split}", total=len(places), unit="pictures")
-        found = np.empty((len(places), facts.feature_width), np.float32)
-        if not new.all():
-            progress.advance(int((~new).sum()))
-        wanted = np.zeros(counts[split], bool)
+    counts = {split: datasets.split_size(dataset_path, split) for split in SPLITS}
+    parts = _parts(dataset_path, counts, shard, digests=rows is not None)
+    digests = [digest for part in parts for digest in part.digests]
+    new = _is_new(digests, rows)
+    places = np.concatenate([part.first + part.places for part in parts])
+    found = mapped_aside(destination, (len(places), facts.feature_width))
+    progress = Progress("features", total=len(places), unit="pictures")
+    if not new.all():
+        progress.advance(int((~new).sum()))
+    if new.any():
+        # Folding the constants takes longer than a run without new pictures.
+        function = passes.frozen_function(model, facts.input_size)
+        wanted = np.zeros(sum(counts.values()), bool)
         wanted[places[new]] = True
-        if new.any() and features_of is None:
-            # Folding the constants takes longer than a run without new pictures.
-            features_of = frozen_function(model, facts.input_size)
-        batches = computed(dataset_path, split, features_of, input_size=facts.input_size,
-                           wanted=wanted, batch_size=batch_size) if new.any() else ()  # fmt: skip
-        for batch_places, batch in batches:
-            at = np.searchsorted(places, batch_places)
-            found[at] = batch
-            if rows is not None:
-                rows.add([index["digests"][row] for row in at], found[at])
-            progress.advance(len(at))
-        if rows is not None:
-            for row in np.flatnonzero(~new):
-                found[row] = rows.get(index["digests"][row])
-            rows.flush()
-        pictures, sent = pictures + len(places), sent + int(new.sum())
-        arrays = {"places": places, "features": found, "labels": index["labels"], "paths": index["paths"]}
-        np.savez(destination / f"{split}.npz", **{name: arrays[name] for name in columns})
+        batches = computed(
+            dataset_path, function, input_size=facts.input_size, wanted=wanted, batch_size=batch_size
+        )
+        _fill(found, batches, places, digests, rows, progress)
+    if rows is not None:
+        for row in np.flatnonzero(~new):
+            found[row] = rows.get(digests[row])
+    _write(destination, columns, parts, found)
     if root is not None:
         feature_cache.bound(root, keep=folder)
     return {
@@ -262,10 +234,49 @@ def _extract(
         "classes": list(info.classes),
         "dataset_digest": info.digest,
         "counts": counts,
-        "computed": sent,
-        "cached": pictures - sent,
+        "computed": int(new.sum()),
+        "cached": int((~new).sum()),
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _fill(
+    found: npt.NDArray[np.float32],
+    batches: Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]],
+    places: npt.NDArray[np.int64],
+    digests: Sequence[bytes],
+    rows: FeatureCache | None,
+    progress: Progress,
+) -> None:
+    """Put what :func:`computed` yields where it belongs among a shard's ``places``, and keep it for the next run."""
+    try:
+        for batch_places, batch in batches:
+            at = np.searchsorted(places, batch_places)
+            found[at] = batch
+            if rows is not None:
+                rows.add([digests[row] for row in at], batch)
+            progress.advance(len(at))
+    finally:
+        # Also of a run that fails here: the next one goes on behind it.
+        if rows is not None:
+            rows.flush()
+
+
+def _write(
+    destination: Path, columns: Sequence[str], parts: Sequence["_Part"], found: npt.NDArray[np.float32]
+) -> None:
+    """Write ``columns`` of a shard's pictures, one ``.npz`` a split; ``found`` has the rows of all, in order."""
+    done = 0
+    for part in parts:
+        rows = found[done : done + len(part.places)]
+        arrays: dict[str, Any] = {
+            "places": part.places,
+            "features": rows,
+            "labels": part.labels,
+            "paths": part.paths,
+        }
+        np.savez(destination / f"{part.split}.npz", **{name: arrays[name] for name in columns})
+        done += len(rows)
 
 
 def cache_facts(identity: dict[str, Any]) -> dict[str, Any]:
@@ -285,41 +296,53 @@ def cache_facts(identity: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _index(
-    dataset_path: str | Path, split: str, places: npt.NDArray[np.int64], *, digests: bool
-) -> dict[str, Any]:
-    """Read the pictures at ``places`` (n,) undecoded: ``labels`` int64 (n,), ``paths`` str, ``digests`` or None."""
-    mine, labels, paths, found = set(places.tolist()), [], [], []
-    records = datasets.read_split(dataset_path, split).prefetch(64).as_numpy_iterator()
-    for place, record in enumerate(records):
-        if place in mine:
-            labels.append(record["label"])
-            paths.append(record["path"].decode())
-            found.append(hashlib.sha256(record["image"]).digest() if digests else None)
-    return {"labels": np.array(labels, np.int64), "paths": np.array(paths, str), "digests": found}
+@dataclass(frozen=True)
+class _Part:
+    """A shard's pictures of one split, undecoded.
+
+    Attributes:
+        split: its name.
+        first: pictures of the splits before it.
+        places: int64 (n,): in the split, ascending.
+        labels: int64 (n,).
+        paths: str (n,).
+        digests: SHA-256 of each picture's stored bytes, empty where nobody asks.
+    """
+
+    split: str
+    first: int
+    places: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    paths: npt.NDArray[np.str_]
+    digests: list[bytes]
 
 
-def _is_new(digests: list[bytes | None], rows: FeatureCache | None) -> npt.NDArray[np.bool_]:
+def _parts(dataset_path: str | Path, counts: dict[str, int], shard: Shard, *, digests: bool) -> list[_Part]:
+    """Read which pictures a shard has of each split."""
+    parts, first = [], 0
+    for split in SPLITS:
+        places = shard.places(counts[split], first=first)
+        mine, labels, paths = set(places.tolist()), [], []
+        found: list[bytes] = []
+        records = datasets.read_split(dataset_path, split).prefetch(64).as_numpy_iterator()
+        for place, record in enumerate(records):
+            if place in mine:
+                labels.append(record["label"])
+                paths.append(record["path"].decode())
+                found.append(hashlib.sha256(record["image"]).digest() if digests else b"")
+        columns = np.array(labels, np.int64), np.array(paths, str)
+        parts.append(_Part(split, first, places, *columns, found))
+        first += counts[split]
+    return parts
+
+
+def _is_new(digests: list[bytes], rows: FeatureCache | None) -> npt.NDArray[np.bool_]:
     """Return which pictures must be computed: all without a cache, else the first of each digest it does not hold."""
-    seen: set[bytes] = set()
     new = np.ones(len(digests), bool)
+    if rows is None:
+        return new
+    seen: set[bytes] = set()
     for place, digest in enumerate(digests):
-        if rows is not None and digest is not None:
-            new[place] = digest not in rows and digest not in seen
-            seen.add(digest)
+        new[place] = digest not in rows and digest not in seen
+        seen.add(digest)
     return new
-
-
-def _wanted(
-    dataset_path: str | Path, split: str, input_size: int, wanted: npt.NDArray[np.bool_], *, batch_size: int
-) -> Iterator[tuple[npt.NDArray[np.int64], tf.Tensor]]:
-    """Decode the wanted pictures of a split: their places ``(b,)`` and pixels ``float32 (b, s, s, 3)`` in [0, 1]."""
-    if not wanted.any():
-        return
-    mask = tf.constant(wanted)
-    records = datasets.read_split(dataset_path, split).enumerate().filter(lambda place, _: mask[place])
-    decoded = records.map(
-        lambda place, record: (place, preprocessing.decode(record["image"], input_size)), tf.data.AUTOTUNE
-    )
-    for places, pixels in decoded.batch(batch_size).prefetch(2):
-        yield places.numpy(), pixels

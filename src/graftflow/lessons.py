@@ -12,8 +12,8 @@ from graftflow import datasets, distribution, heads
 from graftflow.activations import ViewSource, validation_activations, views_that_fit
 from graftflow.adversarial_training import WATCH_STEPS, Adversary, has_collapsed, is_worth_it
 from graftflow.cuts import Cut
-from graftflow.features import frozen_function
 from graftflow.fine_tuning import Trainer, score
+from graftflow.passes import frozen_function
 from graftflow.recipes import Recipe
 
 Logits = npt.NDArray[np.floating]

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-# "progress: features of train 320/1280 pictures"
+# "progress: features 320/1280 pictures"
 LINE = re.compile(r"progress: (?P<label>.+) (?P<done>\d+)/(?P<total>\d+) (?P<unit>\S+)$")
 
 
@@ -15,7 +15,7 @@ class Progress:
     """Prints how far a piece of work has come, at most every ``interval`` seconds and once at its end.
 
     Args:
-        label: what is being done, e.g. ``"features of train"``.
+        label: what is being done, e.g. ``"features"``.
         total: how many units there are; more than ``total`` is shown as ``total``.
         unit: one word for what is counted, e.g. ``"pictures"``.
         interval: seconds between two lines.

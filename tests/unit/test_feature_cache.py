@@ -1,14 +1,17 @@
 """The feature cache as a folder: shared by processes, self-checking, bounded."""
 
+import errno
 import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from graftflow import files
 from graftflow.feature_cache import FeatureCache, bound
 
 WRITER = """
@@ -41,6 +44,33 @@ def test_rows_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert digest(5) not in again
     for i in range(5):
         assert again.get(digest(i)).tobytes() == rows[i].tobytes()
+
+
+def test_rows_that_were_written_take_no_memory_and_are_found_all_the_same(tmp_path: Path) -> None:
+    rows = np.random.Generator(np.random.PCG64(0)).normal(size=(64, 2**16)).astype(np.float32)
+    cache = FeatureCache(tmp_path, width=2**16)
+    tracemalloc.start()
+    try:
+        for i, row in enumerate(rows):
+            cache.add([digest(i)], row[None].copy())
+        cache.flush()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < rows.nbytes / 20
+    assert all(np.array_equal(cache.get(digest(i)), row) for i, row in enumerate(rows))
+
+
+def test_rows_are_held_where_the_disk_takes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache(tmp_path, width=3)
+
+    def full(_path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "atomic_file", full)
+    cache.add([digest(1)], np.full((1, 3), 5, np.float32))
+    cache.flush()
+    assert cache.get(digest(1)).tolist() == [5, 5, 5]
 
 
 def test_many_rows_are_written_before_the_end(tmp_path: Path) -> None:

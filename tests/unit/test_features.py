@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from graftflow import caches, datasets, features, files
+from graftflow import caches, datasets, feature_cache, features, files
 from graftflow.errors import InputError
+from graftflow.splits import SPLITS
 
 
 def divide(folder: Path, pictures: Path, seed: int) -> Path:
@@ -40,7 +41,10 @@ def rows_by_path(folder: Path) -> dict[str, np.ndarray]:
 def filled(artifacts, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
     """A cache that has seen the 48 pictures, the features written with it and their summary."""
     root = tmp_path_factory.mktemp("filled")
-    summary = extract(root / "features", artifacts.dataset, root / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        # Two files, as after many pictures.
+        patch.setattr(feature_cache, "_FLUSH_BYTES", 30 * (32 + 4 * 1280))
+        summary = extract(root / "features", artifacts.dataset, root / "cache")
     return root / "cache", root / "features", summary
 
 
@@ -55,7 +59,7 @@ def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone was asked")
 
-    monkeypatch.setattr(features, "frozen_function", refuse)
+    monkeypatch.setattr(features.passes, "frozen_function", refuse)
 
 
 def test_cached_and_uncached_features_agree(artifacts, filled) -> None:
@@ -103,7 +107,7 @@ def test_a_damaged_cache_is_computed_again(
     artifacts, filled, cache: Path, tmp_path: Path, damage: str
 ) -> None:
     (shard, *others) = sorted(cache.rglob("*.rows"), key=lambda path: -path.stat().st_size)
-    assert others, "each split wrote one"
+    assert others, "more than one was written"
     data = bytearray(shard.read_bytes())
     lost = len(data) // (32 + 4 * 1280)
     data[len(data) // 2] ^= 1
@@ -143,7 +147,7 @@ def test_the_key_follows_what_features_depend_on(filled) -> None:
 def test_no_split_is_held_as_pixels(artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding stops a few batches ahead of the network, however many pictures follow."""
     decoded, read, times = [], datasets.read_split, 40
-    count = times * datasets.split_size(artifacts.dataset, "train")
+    count = times * sum(datasets.split_size(artifacts.dataset, split) for split in SPLITS)
 
     def decode(_image: tf.Tensor, size: int) -> tf.Tensor:
         def note() -> np.float32:
@@ -165,13 +169,13 @@ def test_no_split_is_held_as_pixels(artifacts, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(features.preprocessing, "decode", decode)
     monkeypatch.setattr(datasets, "read_split", lambda path, split: read(path, split).repeat(times))
     rows = features.computed(
-        artifacts.dataset, "train", network, input_size=8, wanted=np.ones(count, bool), batch_size=4
+        artifacts.dataset, network, input_size=8, wanted=np.ones(count, bool), batch_size=4, at_once=2
     )
     places, first = next(rows)
     assert places.tolist() == [0, 1, 2, 3]
     assert first.shape == (4, 3)
     assert count > 900
-    # Six batches, and what tf.data decodes beside them, which is its choice: 4 to 16 pictures were seen.
+    # Six batches for two passes, and what tf.data decodes beside them, which is its choice: 4 to 16 pictures seen.
     assert 4 <= ahead[0] <= 6 * 4 + 48
 
 
