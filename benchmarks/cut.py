@@ -39,8 +39,8 @@ def with_the_cut(paths: dict[str, Path], recipe: Any, num_blocks: int) -> tuple[
     from graftflow import backbones, datasets, heads, training
     from graftflow.activations import ViewSource
     from graftflow.cuts import cut, unfreeze_last_blocks
-    from graftflow.features import frozen_function
     from graftflow.fine_tuning import Trainer
+    from graftflow.passes import frozen_function
 
     started = time.monotonic()
     network = backbones.build(BACKBONE)
@@ -116,7 +116,8 @@ def plain_loop(paths: dict[str, Path], recipe: Any, num_blocks: int) -> tuple[An
 
 def test_answers(model: Any, dataset: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities and labels of the test pictures."""
-    from graftflow.features import frozen_function, pixels_of
+    from graftflow.features import pixels_of
+    from graftflow.passes import frozen_function
 
     function = frozen_function(model, 224)
     batches = list(pixels_of(dataset, "test", 224, batch_size=32))

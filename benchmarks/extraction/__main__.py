@@ -1,7 +1,7 @@
 """Extraction beside its limit and its peers: ``python -m benchmarks.extraction --output runs/extraction.json``.
 
 The limit: a picture needs d CPU seconds to be decoded and resized as the served model does it, and f CPU seconds in the
-frozen forward pass. Both are measured alone, in the same rounds, f at the better of two batch sizes. On c cores no
+frozen forward pass. Both are measured alone, in the same rounds, f at the best of three ways. On c cores no
 schedule of this work can make more than c / (d + f) pictures a second: that would need more CPU seconds than there are.
 graftflow's figure is what its loop made by the wall, records read and features in memory; ``write_features`` from its
 call to its end, which also builds and folds the network, has a row of its own.
@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, more in (
                 ("graftflow", {}),
                 ("decode", {}),
+                ("forward 16, one thread", {"batch_size": 16, "threads": 1}),
                 ("forward 16", {"batch_size": 16}),
                 ("forward 64", {"batch_size": 64}),
                 ("keras", {}),

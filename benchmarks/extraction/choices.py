@@ -1,10 +1,11 @@
 """What could be chosen otherwise in extraction: ``python -m benchmarks.extraction.choices --output runs/choices.json``.
 
-Measured are, of the forward pass, batch size, threads, oneDNN, XLA and bfloat16, by CPU seconds and with what they
-change of the features; and of the whole loop the passes that run at once, by the wall.
+Measured are, of the forward pass with a pass a core, batch size, threads, oneDNN, XLA and bfloat16, by CPU seconds, by
+the wall, and with what they change of the features; and of the whole loop the passes that run at once, by the wall.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -20,19 +21,28 @@ from benchmarks.extraction.contenders import DATA, Contender, ContenderError, pr
 from benchmarks.rows import Row
 
 MOST_DIFFERENCE = 1e-3  # of features, relative to the largest
-CHOSEN = "batch 64"
-PASSES = {"2 passes at once": 2, "1 pass": 1, "3 passes": 3}  # the chosen one first
+CHOSEN = "batch 16, one thread"
+# Of the whole loop; the chosen one first.
+LOOPS: Mapping[str, dict[str, Any]] = {
+    "a pass a core, one thread each": {},
+    "batch 8": {"batch_size": 8},
+    "batch 64": {"batch_size": 64},
+    "one pass, all threads": {"at_once": 1, "batch_size": 64, "threads_for_all": True},
+    "a pass a core, all threads": {"threads_for_all": True},
+    "one pass more than cores": {"at_once": (os.cpu_count() or 1) + 1},
+}
 # Another channel order is no choice: TensorFlow's convolutions on a CPU take NHWC alone without oneDNN, and with it
 # oneDNN orders the channels in blocks of its own.
 OPTIONS: Mapping[str, tuple[dict[str, Any], dict[str, str]]] = {
-    CHOSEN: ({"batch_size": 64}, {}),
+    CHOSEN: ({"batch_size": 16}, {}),
     "batch 8": ({"batch_size": 8}, {}),
-    "batch 16": ({"batch_size": 16}, {}),
+    "batch 64": ({"batch_size": 64}, {}),
     "batch 128": ({"batch_size": 128}, {}),
-    "one thread": ({"batch_size": 64, "threads": 1}, {}),
-    "without oneDNN": ({"batch_size": 64}, {"TF_ENABLE_ONEDNN_OPTS": "0"}),
-    "bfloat16": ({"batch_size": 64, "bfloat16": True}, {}),
-    "XLA": ({"batch_size": 64, "xla": True}, {}),
+    "all threads": ({"batch_size": 16, "threads": None}, {}),
+    "all threads, batch 64": ({"batch_size": 64, "threads": None}, {}),
+    "without oneDNN": ({"batch_size": 16}, {"TF_ENABLE_ONEDNN_OPTS": "0"}),
+    "bfloat16": ({"batch_size": 16, "bfloat16": True}, {}),
+    "XLA": ({"batch_size": 16, "xla": True}, {}),
 }
 
 
@@ -46,7 +56,13 @@ def measure(dataset: Path, folder: Path, *, rounds: int) -> tuple[list[dict[str,
     with ExitStack() as stack:
         contenders, failed = {}, {}
         for number, (name, (job, environment)) in enumerate(OPTIONS.items()):
-            told = {"dataset": str(dataset), "rows": str(folder / f"{number}.npy"), **job}
+            told = {
+                "dataset": str(dataset),
+                "rows": str(folder / f"{number}.npy"),
+                "threads": 1,
+                "at_once": None,
+            }
+            told |= job
             try:
                 contenders[name] = stack.enter_context(Contender("forward", told, environment=environment))
             except ContenderError as error:
@@ -101,16 +117,16 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure_passes(dataset: Path, *, rounds: int) -> dict[str, float]:
+def measure_loops(dataset: Path, *, rounds: int) -> dict[str, float]:
     """Measure the whole loop, records read and features in memory, by the passes that run at once.
 
     Returns:
-        Pictures a second by the wall, the median of the rounds, for each of :data:`PASSES`.
+        Pictures a second by the wall, the median of the rounds, for each of :data:`LOOPS`.
     """
     with ExitStack() as stack:
         contenders = {
-            name: stack.enter_context(Contender("graftflow", {"dataset": str(dataset), "passes": passes}))
-            for name, passes in PASSES.items()
+            name: stack.enter_context(Contender("graftflow", {"dataset": str(dataset), **job}))
+            for name, job in LOOPS.items()
         }
         told = take_turns(contenders, rounds)
     return {
@@ -118,14 +134,14 @@ def measure_passes(dataset: Path, *, rounds: int) -> dict[str, float]:
     }
 
 
-def rows_of(found: Sequence[Mapping[str, Any]], passes: Mapping[str, float]) -> list[Row]:
+def rows_of(found: Sequence[Mapping[str, Any]], loops: Mapping[str, float]) -> list[Row]:
     """Return what informs: the chosen option beside the others, with why they were not taken."""
     costs = {one["name"]: one.get("cpu_ms") for one in found}
     reasons = "; ".join(f"{one['name']}: {one['why']}" for one in found if one["name"] != CHOSEN)
     lines = []
     if (chosen := costs.pop(CHOSEN)) is not None:
         lines.append(Row("forward pass, CPU", "ms", chosen, peers=costs, note=f"chosen: {CHOSEN}. {reasons}"))
-    (name, best), *others = passes.items()
+    (name, best), *others = loops.items()
     lines.append(
         Row("extract_features, its loop", "pictures/s", best, peers=dict(others), note=f"chosen: {name}")
     )
@@ -147,8 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dataset = Path(scratch) / "dataset"
         prepare(given.data.resolve(), dataset)
         found, told = measure(dataset, Path(scratch), rounds=given.rounds)
-        passes = measure_passes(dataset, rounds=given.rounds)
-    lines = rows_of(found, passes)
+        loops = measure_loops(dataset, rounds=given.rounds)
+    lines = rows_of(found, loops)
     print(f"\n{table(found)}\n\n{rows.table(lines)}")
     if given.output:
         rows.write(given.output, "extraction.choices", lines, details={"rounds": told, "choices": found})

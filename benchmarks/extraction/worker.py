@@ -22,21 +22,17 @@ def graftflow(job: dict[str, Any]) -> Round:
     """The loop of ``write_features``, the network built and folded: records in, rows out."""
     import numpy as np
 
-    from graftflow import backbones, datasets, features
+    from graftflow import backbones, datasets, features, passes
 
-    function = features.frozen_function(backbones.build("efficientnet_lite0"), SIZE)
-    batch_size = job.get("batch_size") or features.BATCH_SIZE
-    features._PASSES = job.get("passes") or features._PASSES
+    if not job.get("threads_for_all"):
+        passes.share_cores()
+    function = passes.frozen_function(backbones.build("efficientnet_lite0"), SIZE)
+    wanted = np.ones(sum(datasets.split_size(job["dataset"], split) for split in SPLITS), bool)
+    how = {"batch_size": job.get("batch_size"), "at_once": job.get("at_once")}
 
     def go() -> int:
-        count = 0
-        for split in SPLITS:
-            wanted = np.ones(datasets.split_size(job["dataset"], split), bool)
-            for places, _ in features.computed(
-                job["dataset"], split, function, input_size=SIZE, wanted=wanted, batch_size=batch_size
-            ):
-                count += len(places)
-        return count
+        rows = features.computed(job["dataset"], function, input_size=SIZE, wanted=wanted, **how)
+        return sum(len(places) for places, _ in rows)
 
     return go
 
@@ -46,8 +42,10 @@ def whole(job: dict[str, Any]) -> Round:
     import tempfile
 
     from graftflow.features import write_features
+    from graftflow.passes import share_cores
 
     def go() -> int:
+        share_cores()
         with tempfile.TemporaryDirectory() as folder:
             told = write_features(
                 folder, dataset_path=job["dataset"], backbone="efficientnet_lite0", weights="imagenet"
@@ -63,6 +61,9 @@ def decode(job: dict[str, Any]) -> Round:
 
     from graftflow import datasets, preprocessing
 
+    # As few threads as cost least: what they spend on waiting for each other is no part of a limit.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
     def go() -> int:
         count = 0
         for split in SPLITS:
@@ -75,32 +76,31 @@ def decode(job: dict[str, Any]) -> Round:
 
 
 def forward(job: dict[str, Any]) -> Round:
-    """The frozen network alone on pictures that are decoded already, at ``batch_size``."""
+    """The frozen network alone on pictures that are decoded already, at ``batch_size``, ``at_once`` passes."""
     import tensorflow as tf
 
     if job.get("bfloat16"):
         tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
     if job.get("threads"):
         tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
-    from graftflow import backbones, features
+    from graftflow import backbones, features, passes
 
-    batch_size, passes = job.get("batch_size") or features.BATCH_SIZE, 4
+    batch_size, again = job["batch_size"], 4
     model = backbones.build("efficientnet_lite0")
     if job.get("xla"):
         compiled = tf.function(lambda pixels: model(pixels, training=False), jit_compile=True)
     pixels = features.pixels_of(job["dataset"], "train", SIZE, batch_size=128).take(1)
     batches = list(pixels.map(lambda batch: batch["pixels"]).unbatch().batch(batch_size, drop_remainder=True))
-    function = compiled if job.get("xla") else features.frozen_function(model, SIZE)
+    function = compiled if job.get("xla") else passes.frozen_function(model, SIZE)
     if job.get("rows"):
         import numpy as np
 
         np.save(job["rows"], np.concatenate([function(batch).numpy() for batch in batches]))
 
     def go() -> int:
-        for _ in range(passes):
-            for batch in batches:
-                function(batch).numpy()
-        return passes * batch_size * len(batches)
+        todo = enumerate(batches * again)
+        rows = passes.side_by_side(function, todo, at_once=job.get("at_once", 1))
+        return sum(len(found) for _, found in rows)
 
     return go
 

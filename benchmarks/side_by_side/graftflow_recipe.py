@@ -11,7 +11,7 @@ def main() -> None:
     """Run the recipe and write its record."""
     settings = arguments()
     watch = Stopwatch(settings.started)
-    from graftflow import datasets, features, heads, training
+    from graftflow import datasets, features, heads, passes, training
     from graftflow.recipes import Recipe
 
     defaults = settings.defaults
@@ -56,7 +56,7 @@ def main() -> None:
 
     watch.enter("evaluate")
     size = head["backbone"]["input_size"]
-    function = features.frozen_function(training.load_classifier(paths["model"]), size)
+    function = passes.frozen_function(training.load_classifier(paths["model"]), size)
     names, probabilities = [], []
     for batch in features.pixels_of(paths["dataset"], "test", size, batch_size=64):
         names += [name.decode() for name in batch["path"].numpy()]

@@ -84,7 +84,7 @@ def _bare(paths: Any) -> tuple[Any, ...]:
     from graftflow import backbones, heads, training
     from graftflow.cuts import cut as cut_at
     from graftflow.cuts import unfreeze_last_blocks
-    from graftflow.features import frozen_function
+    from graftflow.passes import frozen_function
 
     network = backbones.build(cut.BACKBONE)
     model = training.build_classifier(network, heads.read_layers(paths["head"]))
