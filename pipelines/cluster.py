@@ -27,27 +27,15 @@ FILE_KEYS = (
     "ca_cert",
     "service_account",
 )
-# Environment variables; of several for one field the last that is set wins.
+_FILES = ("token_file", "cookie_file", "password_file", "ca_cert")
+_SECRETS = ("token", "cookie", "password")
+# Environment variables: kfp's own two, and GRAFTFLOW_HOST, GRAFTFLOW_TOKEN and so on, one a field. Of several for one
+# field the last that is set wins.
 ENVIRONMENT = {
     "KF_PIPELINES_ENDPOINT": "host",
     "KF_PIPELINES_UI_ENDPOINT": "ui",
-    "GRAFTFLOW_HOST": "host",
-    "GRAFTFLOW_UI": "ui",
-    "GRAFTFLOW_NAMESPACE": "namespace",
-    "GRAFTFLOW_EXPERIMENT": "experiment",
-    "GRAFTFLOW_AUTH": "auth",
-    "GRAFTFLOW_TOKEN": "token",  # nosec B105 # a field's name
-    "GRAFTFLOW_TOKEN_FILE": "token_file",  # nosec B105 # a field's name
-    "GRAFTFLOW_COOKIE": "cookie",
-    "GRAFTFLOW_COOKIE_FILE": "cookie_file",
-    "GRAFTFLOW_USER": "user",
-    "GRAFTFLOW_PASSWORD": "password",  # nosec B105 # a field's name
-    "GRAFTFLOW_PASSWORD_FILE": "password_file",  # nosec B105 # a field's name
-    "GRAFTFLOW_CA_CERT": "ca_cert",
-    "GRAFTFLOW_SERVICE_ACCOUNT": "service_account",
+    **{f"GRAFTFLOW_{name.upper()}": name for name in (*FILE_KEYS, *_SECRETS)},
 }
-_FILES = ("token_file", "cookie_file", "password_file", "ca_cert")
-_SECRETS = ("token", "cookie", "password")
 # RFC 1123, as Kubernetes has it for names of objects.
 _ACCOUNT = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 

@@ -31,6 +31,7 @@ SOCKETS = (Path("/var/run/docker.sock"), Path("/run/podman/podman.sock"))
 # What the steps must be told to reach an object store, where they may reach one at all.
 _CLOUD = ("AWS_", "FSSPEC_", "GOOGLE_CLOUD_", "http_proxy", "https_proxy", "no_proxy")
 _KILLED = 137
+_TMP = "/tmp"  # noqa: S108  # nosec B108 # inside the container, its own
 # The containers at work, by their ids.
 _live: dict[str, Any] = {}
 
@@ -207,7 +208,7 @@ def make_runner(place: Place, user: str, environment: Mapping[str, str] = os.env
         mounts=place.mounts(),
         environment=told,
         read_only=True,
-        tmpfs={"/tmp": "mode=1777"},  # noqa: S108  # nosec B108 # inside the container, its own
+        tmpfs={_TMP: "mode=1777"},
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
         **settings,

@@ -4,7 +4,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from pipelines.settings import Gpu, Pod, Settings
+from pipelines.settings import SHARED_MEMORY_PATH, Gpu, Pod, Settings
 
 # Where KFP's API server writes the identifier of the run on every pod of it.
 _RUN_ID = "metadata.labels['pipeline/runid']"
@@ -60,7 +60,7 @@ def _give_accelerators(task: dsl.PipelineTask, gpu: Gpu) -> None:
         kubernetes.empty_dir_mount(
             task,
             volume_name="shared-memory",
-            mount_path="/dev/shm",  # noqa: S108  # nosec B108 # a mount of the pod
+            mount_path=SHARED_MEMORY_PATH,
             medium="Memory",
             size_limit=gpu.shared_memory,
         )

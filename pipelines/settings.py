@@ -29,6 +29,7 @@ STEPS = (
 )
 # What a settings file may also hold, of what hands it to a cluster: other modules read it.
 _OF_OTHERS = ("cluster", "parameters")
+SHARED_MEMORY_PATH = "/dev/shm"  # noqa: S108  # nosec B108 # in the pod, not on this machine
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ class Settings:
             pod = pod.with_volume(self.model_store_claim, self.model_store_path)
         if "cache" in parameters:
             pod = pod.with_volume(self.cache_claim, self.cache_path)
-        # In the pod, not on this machine.
-        taken = {"/dev/shm": "gpu.shared_memory"} if gpu.count and gpu.shared_memory else {}  # noqa: S108  # nosec B108
+        taken = {SHARED_MEMORY_PATH: "gpu.shared_memory"} if gpu.count and gpu.shared_memory else {}
         pod_settings.check_mounts(pod, step, taken)
         return pod
 

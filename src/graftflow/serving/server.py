@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("graftflow.serving")
 
+_EVERY_IPV4 = "0.0.0.0"  # noqa: S104  # nosec B104 # binds nothing: what the log shows
 _DRAIN_SECONDS = 30
 _END_SECONDS = 5  # for graphs that still run after that
 _HEADER_SECONDS = 20  # a client may take for a request's line and headers
@@ -259,7 +260,7 @@ def somebody_listened(record: logging.LogRecord) -> bool:
 
 
 def _in_url(host: str) -> str:
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # nosec B104 # binds nothing: what the log shows
+    if host in (_EVERY_IPV4, "::", ""):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
