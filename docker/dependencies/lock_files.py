@@ -4,15 +4,27 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.markers import InvalidMarker, Marker
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN, DEVELOPMENT, GPU = "requirements.lock", "requirements-dev.lock", "requirements-gpu.lock"
 LOCKS = (RUN, DEVELOPMENT, GPU)
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.+))?")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Release(NamedTuple):
+    """A version of a distribution, whatever environment it is locked for."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,11 @@ class Pin:
     version: str
     marker: str
     hashes: tuple[str, ...]
+
+    @property
+    def release(self) -> Release:
+        """The release that it pins."""
+        return Release(self.name, self.version)
 
     def fits(self, environment: Mapping[str, str]) -> bool:
         """Return whether it is installed in an environment (names as in PEP 508, those left out are this Python's)."""
@@ -53,8 +70,12 @@ def read_lock(path: Path) -> tuple[list[Pin], list[str]]:
             continue
         marker = (found["marker"] or "").strip()
         try:
+            Version(found["version"])
             if marker:
                 Marker(marker)
+        except InvalidVersion:
+            problems.append(f"{where}: a version must be as PEP 440 has it. Received: '{found['version']}'")
+            continue
         except InvalidMarker:
             problems.append(f"{where}: a marker must be as PEP 508 has it. Received: '{marker}'")
             continue
