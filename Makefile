@@ -162,7 +162,7 @@ lint: $(TEST_READY) ## Check style, form and security rules
 	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive $(CODE)
 
 .PHONY: audit sbom licences
-audit: $(TEST_READY) ## Locks, licences, known vulnerabilities; ends with 3 where no advisory service answers (FLAGS=--offline)
+audit: $(TEST_READY) ## Locks, licences, known vulnerabilities; ends with 3 where releases were not audited (FLAGS=--offline, --advisories=all.zip)
 	@PYTHONPATH=docker $(PY) -m dependencies.audit $(FLAGS)
 
 sbom: $(TEST_READY) ## Bills of material of the images, into build/sbom: make sbom BASE_IMAGE=…
