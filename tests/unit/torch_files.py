@@ -29,12 +29,32 @@ class Tensor:
         return rebuild, self.state
 
 
+class OrderedByPython2:
+    """What Python 2 writes of an ``OrderedDict``: the class, and a list of its items to call it with."""
+
+    def __init__(self, **items: Any) -> None:
+        self.items = [[name, value] for name, value in items.items()]
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, (self.items,)
+
+
 def rebuild(*_: Any) -> None:
     raise AssertionError("only its name is pickled")
 
 
 FloatStorage.__module__, FloatStorage.__qualname__ = "torch", "FloatStorage"
 rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+
+# Words of pickle's machine. The memo's number 0 is a function, 1 a list of a thousand names and values to call it with;
+# three bytes and two make one more dict of them. Number 2 is a pair; five bytes make a pair of it and itself.
+LIST = (
+    b"ccollections\nOrderedDict\nq\0]("
+    + b"".join(b"X\3\0\0\0%03dN\x86" % number for number in range(1000))
+    + b"e\x85q\1"
+)
+DICT_OF_LIST = b"h\0h\1R"
+PAIR, PAIR_OF_PAIRS = b"NN\x86q\2", b"h\2h\2\x86q\2"
 
 
 class TorchPickler(pickle._Pickler):  # type: ignore[name-defined]
