@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+from graftflow import header_values
 from graftflow.addresses import shown
 from graftflow.errors import InputError
 from graftflow.files import sha256_file, write_json
@@ -179,13 +180,13 @@ def _unchanged(origin: Origin, path: Path, sources: Sequence[str]) -> bool:
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as response:
             if response.status_code == 200:
-                length = response.headers.get("Content-Length", "")
-                now = Origin.of(url, response.headers, int(length) if length.isdigit() else None)
+                length = header_values.whole_number(response.headers.get("Content-Length", ""))
+                now = Origin.of(url, response.headers, length)
                 return now == replace(origin, sha256="") and bool(now.etag or now.last_modified or now.length)
             if response.status_code == 304:
                 return True
             problem = f"status {response.status_code}"
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:
         problem = cause(error)
     print(f"'{shown(url)}' cannot be asked ({problem}): the kept {path.name} is taken", flush=True)
     return True

@@ -4,14 +4,13 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
+from graftflow import header_values
 from graftflow.addresses import shown
 from graftflow.errors import InputError
 from graftflow.files import read_json, write_json
@@ -69,7 +68,8 @@ class Origin:
 
     @classmethod
     def of(cls, url: str, headers: Any, length: int | None) -> "Origin":
-        return cls(shown(url), headers.get("ETag", ""), headers.get("Last-Modified", ""), length)
+        etag, changed = headers.get("ETag", ""), headers.get("Last-Modified", "")
+        return cls(shown(url), header_values.validator(etag), header_values.validator(changed), length)
 
 
 class Part:
@@ -167,7 +167,9 @@ def try_http(url: str, part: Part, *, sha256: str, size: int | None) -> None:
             if total != part.size:
                 _room(part, total)
                 _copy(iter(lambda: response.raw.read1(CHUNK, decode_content=False), b""), part, total or size)
-    except (requests.RequestException, HTTPError) as error:
+    except InputError:
+        raise
+    except (requests.RequestException, HTTPError, ValueError) as error:
         raise _reading(error) from error
     if total is not None and part.size < total:
         raise PassingError("the connection ended before the file did")
@@ -180,10 +182,9 @@ def _accept(response: Any, url: str, part: Part, start: int, origin: Origin | No
     """Judge an answer; return the whole file's length, where told, and leave ``part`` fit to be appended to."""
     status, headers = response.status_code, response.headers
     told = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
-    total = int(told[2]) if told and told[2] != "*" else None
+    total = header_values.whole_number(told[2]) if told else None
     if status == 200:
-        length = headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        total = header_values.whole_number(headers.get("Content-Length", ""))
         part.begin(Origin.of(url, headers, total))
         return total
     if status == 416 and start and total == start:
@@ -200,22 +201,9 @@ def _accept(response: Any, url: str, part: Part, start: int, origin: Origin | No
         return total
     reason = f"status {status} {response.reason or ''}".strip()
     if status in PASSING or status >= 500:
-        raise PassingError(reason, pause=_seconds(headers.get("Retry-After", ""), headers.get("Date", "")))
+        pause = header_values.retry_after(headers.get("Retry-After", ""), headers.get("Date", ""))
+        raise PassingError(reason, pause=pause)
     raise GivenUpError(reason)
-
-
-def _seconds(retry_after: str, date: str) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for (RFC 9110, section 10.2.3), as a number or as a date.
-
-    A date is meant by the server's clock, which its ``Date`` tells; this machine's may be another one.
-    """
-    if retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        now = parsedate_to_datetime(date).timestamp() if date else time.time()
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - now)
-    except ValueError:
-        return None
 
 
 def fetch_store(url: str, part: Part) -> None:
@@ -270,12 +258,17 @@ def _copy(chunks: Iterator[bytes], part: Part, total: int | None) -> None:
 
 
 def _reading(error: Exception) -> Exception:
-    """Return what an error of requests means for the source: another try or none."""
+    """Return what an error of requests means for the source: another try or none.
+
+    A plain ValueError is what requests makes of an address to go on to that is no text.
+    """
     import requests
+    from urllib3.exceptions import HTTPError
 
     text, told = str(error), cause(error)
     hopeless = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.TooManyRedirects)
-    if isinstance(error, hopeless) or "CERTIFICATE_VERIFY_FAILED" in text:
+    garbled = isinstance(error, ValueError) and not isinstance(error, requests.RequestException | HTTPError)
+    if isinstance(error, hopeless) or garbled or "CERTIFICATE_VERIFY_FAILED" in text:
         return GivenUpError(told)
     unreachable = "NewConnectionError" in text or "NameResolutionError" in text or "ConnectTimeout" in text
     return PassingError(told, tries=UNREACHABLE_TRIES if unreachable else None)

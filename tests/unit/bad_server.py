@@ -21,7 +21,7 @@ class File:
         heeds_if_range: ``False`` continues a file that has changed.
         validators: whether ``ETag`` is sent.
         length: whether ``Content-Length`` is sent.
-        content_range: sent in place of the true one.
+        headers: sent with the file, in place of those of the same names.
         pause: seconds before each 64 KiB.
     """
 
@@ -32,7 +32,7 @@ class File:
     heeds_if_range: bool = True
     validators: bool = True
     length: bool = True
-    content_range: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     pause: float = 0.0
 
     @property
@@ -97,19 +97,18 @@ def bad_server() -> Iterator[BadServer]:
                 start = int(noted.range.removeprefix("bytes=").removesuffix("-"))
                 noted.status = 206 if start < len(content) else 416
             self.send_response(noted.status)
-            if file.validators:
-                self.send_header("ETag", etag)
+            headers = {"ETag": etag} if file.validators else {}
             if noted.status == 416:
-                self.send_header("Content-Range", f"bytes */{len(content)}")
+                headers["Content-Range"] = f"bytes */{len(content)}"
             if noted.status == 206:
-                true = f"bytes {start}-{len(content) - 1}/{len(content)}"
-                self.send_header("Content-Range", file.content_range or true)
-            if noted.status in (304, 416):
-                self.end_headers()
-                return
-            if file.length:
-                self.send_header("Content-Length", str(len(content) - start))
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            if file.length and noted.status in (200, 206):
+                headers["Content-Length"] = str(len(content) - start)
+            for name, value in (headers | file.headers).items():
+                self.send_header(name, value)
             self.end_headers()
+            if noted.status in (304, 416):
+                return
             end = start + file.drops.pop(0) if file.drops else len(content)
             for at in range(start, min(end, len(content)), 2**16):
                 piece = content[at : min(at + 2**16, end)]

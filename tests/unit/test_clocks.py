@@ -4,13 +4,17 @@ import os
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from graftflow import feature_cache, release_histories, releases, transfers
+from graftflow import feature_cache, release_histories, releases
 from graftflow.feature_cache import FeatureCache
+from graftflow.header_values import retry_after
+from graftflow.serving.client import Client
+from tests.unit.scripted_server import scripted_server
 
 
 def test_rows_that_took_long_are_kept_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +46,23 @@ def test_what_a_killed_process_left_goes_although_its_date_lies_in_the_future(
 def test_a_server_is_waited_for_by_its_own_clock(ahead: int) -> None:
     now = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=ahead)
     then = format_datetime(now + timedelta(seconds=7), usegmt=True)
-    assert transfers._seconds(then, format_datetime(now, usegmt=True)) == 7.0
-    assert transfers._seconds("7", "") == 7.0
-    assert transfers._seconds("soon", format_datetime(now, usegmt=True)) is None
+    assert retry_after(then, format_datetime(now, usegmt=True)) == 7.0
+    assert retry_after("7", "") == 7.0
+    assert retry_after("soon", format_datetime(now, usegmt=True)) is None
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_the_query_client_waits_by_the_servers_clock(ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=ahead)
+    monkeypatch.setattr(
+        BaseHTTPRequestHandler, "date_time_string", lambda *_: format_datetime(now, usegmt=True)
+    )
+    then = format_datetime(now + timedelta(seconds=1), usegmt=True)
+    with scripted_server() as server:
+        server.answers = [(503, {"error": "busy"}, {"Retry-After": then}), *server.answers]
+        started = time.monotonic()
+        Client(server.url, timeout=9).predict([1.0])
+    assert 1 <= time.monotonic() - started < 9
 
 
 def test_labels_follow_the_order_of_changes_not_their_dates(

@@ -156,7 +156,7 @@ def test_a_part_without_a_readable_origin_starts_anew(server: BadServer, target:
 
 @pytest.mark.parametrize("lie", ["bytes 0-199999/300000", "bytes 5-9/10", "nonsense"])
 def test_a_wrong_content_range_is_refused(server: BadServer, target: Path, lie: str) -> None:
-    server.files["/a.zip"] = File(CONTENT, drops=[100_000], content_range=lie)
+    server.files["/a.zip"] = File(CONTENT, drops=[100_000], headers={"Content-Range": lie})
     download(f"{server.url}/a.zip", target)
     assert target.read_bytes() == CONTENT
     assert [request.status for request in server.log] == [200, 206, 200]

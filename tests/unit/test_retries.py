@@ -9,8 +9,8 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from graftflow.errors import InputError
+from graftflow.header_values import retry_after
 from graftflow.serving.client import Client, ServerUnreachableError
-from graftflow.serving.rest_client import retry_after
 from tests.unit.scripted_server import RANKED, scripted_server
 from tests.unit.serving_model import free_port
 

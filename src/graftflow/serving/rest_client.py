@@ -4,9 +4,7 @@ import base64
 import json
 import queue
 import reprlib
-import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +12,7 @@ import requests
 import urllib3
 
 from graftflow.errors import InputError
+from graftflow.header_values import retry_after
 from graftflow.serving import refusals
 from graftflow.serving.refusals import PassingError, RefusedError, ServerUnreachableError
 from graftflow.serving.retries import Deadline
@@ -170,9 +169,9 @@ class RestTransport:
         said = said if isinstance(said, str | None) else reprlib.repr(said)
         words = refusals.said_of(said or f"{code} {response.reason or ''}".strip())
         if status in _BUSY:
-            return PassingError(
-                refusals.busy(url, words, code), retry_after(response.headers.get("Retry-After", ""))
-            )
+            headers = response.headers
+            pause = retry_after(headers.get("Retry-After", ""), headers.get("Date", ""))
+            return PassingError(refusals.busy(url, words, code), pause)
         if 300 <= status < 400:
             place = refusals.said_of(response.headers.get("Location", "elsewhere"))
             return refusals.not_a_model_server(url, f"it sends on to {place}", code)
@@ -185,22 +184,6 @@ class RestTransport:
         if not said:
             return refusals.not_a_model_server(url, words, code)
         return RefusedError(f"The server refuses: {words}", code, words)
-
-
-def retry_after(text: str) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for, in either form; ``None`` where it has neither."""
-    try:
-        if text.strip().isdecimal():
-            return float(text)
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        OSError,
-        IndexError,
-    ):  # what the parser makes of malformed dates
-        return None
 
 
 def encoded(value: Any) -> Any:
