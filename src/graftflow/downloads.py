@@ -11,7 +11,7 @@ from typing import cast
 from graftflow import header_values
 from graftflow.addresses import shown
 from graftflow.errors import InputError
-from graftflow.files import sha256_file, write_json
+from graftflow.files import sha256_file, sync, write_json
 from graftflow.locks import locked
 from graftflow.storage import writing
 from graftflow.transfers import (
@@ -89,6 +89,8 @@ def download(
             part = Part(path, name or path.name)
             try:
                 digest, origin = _from_any(sources, part, sha256, size)
+                # Else a power cut may keep the name and lose the bytes.
+                sync(part.path)
                 os.replace(part.path, path)
             finally:
                 if not part.size:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from graftflow.downloads import download
 from graftflow.transfers import Origin, Part
+from tests.unit.bad_server import File, bad_server
 
 CHUNK = 1448  # bytes of a packet: on a slow link they come one by one
 _APPEND_AND_DIE = """
@@ -45,3 +47,28 @@ def test_a_sum_of_bytes_that_are_gone_does_not_stand_for_others(tmp_path: Path, 
     os.truncate(sums, sums.stat().st_size - torn)
     list(Part(tmp_path / "a.zip", "a.zip").append(iter(chunks(9)[8:])))
     assert Part(tmp_path / "a.zip", "a.zip").path.read_bytes() == b"".join([*chunks(3), chunks(9)[8]])
+
+
+def test_a_file_takes_its_name_once_its_bytes_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test cuts the power; what it would leave is what was synced."""
+    content, synced, named = b"".join(chunks(9)), {}, []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = status.st_size
+
+    def noted_replace(source: Path, destination: Path) -> None:
+        if destination == tmp_path / "a.zip":
+            named.append(synced.get(os.stat(source).st_ino))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    with bad_server() as server:
+        server.files["/a.zip"] = File(content)
+        download(f"{server.url}/a.zip", tmp_path / "a.zip")
+    assert named == [len(content)]
