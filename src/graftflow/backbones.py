@@ -7,6 +7,7 @@ Preprocessing facts are those of ``keras.applications`` (each network's ``prepro
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from graftflow import kept_weights
 from graftflow.addresses import file_name, split_checksum
 from graftflow.errors import InputError, unknown_name
+from graftflow.files import sha256_file
 from graftflow.pretrained import load_keras_weights
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB pixels in [0, 1]
@@ -210,14 +212,11 @@ def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     bottom = {"include_top": False, "pooling": "avg"}
     if weights in ("imagenet", "none"):
         source = None if weights == "none" else weights
-        # Keras compares each of these files with a digest of its own at every use, but for MobileNetV2's.
-        kept = _keras_file(backbone, include_top=include_top)
+        kept = _keras_file(backbone, include_top=include_top) if source else None
         try:
-            kept_weights.drop_changed(kept)
-            network = builder(weights=source, **settings, **(top if include_top else bottom))
-            if source is not None and kept.is_file():
-                kept_weights.note(kept)
-            return network
+            return _with_kept(
+                kept, lambda: builder(weights=source, **settings, **(top if include_top else bottom))
+            )
         except Exception as error:
             if source is None:
                 raise
@@ -245,12 +244,40 @@ def _application(backbone: Backbone, weights: str, *, include_top: bool) -> Any:
     return network
 
 
-def _keras_file(backbone: Backbone, *, include_top: bool) -> Path:
-    """Return where Keras keeps MobileNetV2's weights; of another backbone a file that is not there."""
-    end = "" if include_top else "_no_top"
-    name = f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{backbone.input_size}{end}.h5"
+def _keras_file(backbone: Backbone, *, include_top: bool) -> Path | None:
+    """Return where Keras keeps a file that it compares with no digest of its own; it has one but for MobileNetV2's."""
     root = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
-    return root / "models" / (name if backbone.application == "MobileNetV2" else "none")
+    # A folder that it cannot write is passed over for one among the temporary files.
+    if backbone.application != "MobileNetV2" or not os.access(root, os.W_OK):
+        return None
+    end = "" if include_top else "_no_top"
+    return (
+        root / "models" / f"mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_{backbone.input_size}{end}.h5"
+    )
+
+
+def _with_kept(kept: Path | None, build_network: Callable[[], Any]) -> Any:
+    """Build a network from a file that Keras fetches where it is not there.
+
+    A file without a note may be one that a user has put there: it is taken if it can be loaded. Keras writes into the
+    file itself, so that a kill leaves a part of it, which is fetched again.
+    """
+    if kept is None or kept_weights.as_noted(kept):
+        return build_network()
+    with kept_weights.held(kept):
+        kept_weights.drop_changed(kept)
+        was_there = kept.is_file()
+        try:
+            network = build_network()
+        except OSError:
+            if not was_there:
+                raise
+            print(f"the kept weights '{kept}' cannot be read, and are fetched again", flush=True)
+            kept.unlink(missing_ok=True)
+            network = build_network()
+        if kept.is_file():
+            kept_weights.note(kept, sha256_file(kept))
+        return network
 
 
 def _wrong_weights(backbone: Backbone, weights: str, error: Exception) -> InputError:
@@ -266,8 +293,8 @@ def _one_line(error: Exception) -> str:
 def _local_file(weights: str) -> Path:
     """Return a local path for a weights setting that is a path or an address (downloaded once, by its address).
 
-    What is kept is taken while it has the SHA-256 that it came with. ``#sha256=HEX`` behind an address checks the
-    file, each time it is asked for.
+    What is kept is taken while it has the SHA-256 that it came with, and was noted. ``#sha256=HEX`` behind an address
+    checks the file, each time it is asked for.
     """
     if not re.match(r"https?://", weights):
         return Path(weights)
@@ -276,10 +303,12 @@ def _local_file(weights: str) -> Path:
     address, sha256 = split_checksum(weights)
     name = f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{file_name(address)}"
     path = Path.home() / ".cache" / "graftflow" / name
-    kept_weights.drop_changed(path)
-    if sha256 or not path.is_file():
-        download(address, path, sha256=sha256)
-    kept_weights.note(path)
+    if sha256 or not kept_weights.as_noted(path):
+        with kept_weights.held(path):
+            kept_weights.drop_changed(path)
+            if sha256 or not kept_weights.as_noted(path):
+                # What the download came to, not what a power cut or a kill may have left under the name since.
+                kept_weights.note(path, download(address, path, sha256=sha256))
     return path
 
 
