@@ -6,38 +6,32 @@ own, imported in a forked child of one process that has imported TensorFlow (3 t
 """
 
 import argparse
-import difflib
 import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
 import os
-import random
 import resource
 import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import libcst as cst
-import libcst.metadata as positions
 import pytest
-from mutmut.mutation.mutators import mutation_operators
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ROOT / "src" / "graftflow"
+from tests.mutations import ROOT, SOURCES, Mutant, mutants_of
+
 # Imported before the first fork; graftflow itself is imported in each child.
 HEAVY = (
     "numpy", "scipy", "sklearn.linear_model", "sklearn.metrics", "skimage", "PIL.Image", "keras", "tensorflow",
     "tensorflow_serving.apis.prediction_log_pb2", "threadpoolctl", "_pytest.skipping", "unittest.mock",
 )  # fmt: skip
-# What only people read: messages are matched by tests where they matter, and progress is no result.
-WORDS = ("InputError", "unknown_name", "Progress", "track")
 
 
 @dataclass(frozen=True)
@@ -65,84 +59,6 @@ CAMPAIGNS = {
         ("test_attacks.py", "test_attacks_strength.py"),
     ),
 }  # fmt: skip
-
-
-@dataclass
-class Mutant:
-    """One change: ``name`` is its file, line, column and number there."""
-
-    name: str
-    file: str
-    diff: str
-    source: str = field(repr=False)
-    outcome: str = ""
-    killer: str = ""
-    seconds: float = 0.0
-
-
-class Places(cst.CSTVisitor):
-    """Collects every node that may change, with what it may become, in the order of the source."""
-
-    METADATA_DEPENDENCIES = (positions.PositionProvider,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, cst.CSTNode, cst.CSTNode]] = []
-        self._numbers: dict[str, int] = {}
-
-    def on_visit(self, node: cst.CSTNode) -> bool:
-        if _is_left_alone(node):
-            return False
-        for kind, operator in mutation_operators:
-            if isinstance(node, kind):
-                for changed in operator(node):
-                    start = self.get_metadata(positions.PositionProvider, node).start
-                    place = f"{start.line}:{start.column}"
-                    self._numbers[place] = self._numbers.get(place, 0) + 1
-                    self.found.append((f"{place}.{self._numbers[place]}", node, changed))
-        return True
-
-
-def _is_left_alone(node: cst.CSTNode) -> bool:
-    match node:
-        case cst.Annotation() | cst.Decorator() | cst.Import() | cst.ImportFrom() | cst.Raise():
-            return True
-        case cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString()):  # a docstring
-            return True
-        case cst.Call(func=cst.Name(value=name)):
-            return name in WORDS
-        case cst.Assign(value=cst.Subscript()) | cst.Assign(targets=[cst.AssignTarget(cst.Name("__all__"))]):
-            return True  # the names of types, or of the module
-    return False
-
-
-def mutants_of(
-    files: Sequence[str], *, sample: int, seed: int, only: Sequence[str]
-) -> tuple[list[Mutant], int]:
-    """Return mutants of files, ``sample`` of them drawn by ``seed`` (0: all), and how many there are."""
-    found = []
-    for file in files:
-        wrapper = positions.MetadataWrapper(cst.parse_module((SOURCES / file).read_text(encoding="utf-8")))
-        places = Places()
-        wrapper.visit(places)
-        found += [(f"{file}:{name}", file, wrapper.module, node, new) for name, node, new in places.found]
-    chosen = range(len(found))
-    if only:
-        chosen = [i for i in chosen if found[i][0] in only]
-    elif 0 < sample < len(found):
-        chosen = random.Random(seed).sample(
-            chosen, sample
-        )  # unsorted: what is cut short is still drawn by lot
-    mutants = []
-    for name, file, module, node, changed in (found[i] for i in chosen):
-        source = module.deep_replace(node, changed).code
-        try:
-            compile(source, file, "exec")
-        except SyntaxError:
-            continue
-        diff = difflib.unified_diff(module.code.splitlines(), source.splitlines(), lineterm="", n=0)
-        mutants.append(Mutant(name, file, "\n".join([*diff][3:]), source))
-    return mutants, len(found)
 
 
 class Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -262,10 +178,24 @@ def run_tests(
             os.killpg(child, signal.SIGKILL)
             stuck = True
         time.sleep(0.02)
-    answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status), "failed": "", "seconds": {}}
+    code = os.waitstatus_to_exitcode(status)
+    answer: dict[str, Any] = {"code": code, "failed": "", "seconds": {}}
     if told.is_file():
         answer |= json.loads(told.read_text())
-    return answer | {"processor": usage.ru_utime + usage.ru_stime}
+    late = stuck or code == -signal.SIGXCPU
+    return answer | {"late": late, "processor": usage.ru_utime + usage.ru_stime}
+
+
+def outcome(found: dict[str, Any]) -> str:
+    """Return what a run of the tests says of its mutant; ``error`` where it says nothing of it."""
+    match found:
+        case {"late": True}:
+            return "timeout"
+        case {"code": 0}:
+            return "survived"
+        case {"code": 1 | 2, "failed": str(test)} if test:  # 2: the mutant cannot be imported
+            return "killed"
+    return "error"
 
 
 def _be_child(
@@ -280,7 +210,9 @@ def _be_child(
     code = 70
     try:
         os.setpgid(0, 0)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1))
+        # Beyond the first comes SIGXCPU, which nothing else sends; want of memory sends SIGKILL.
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 10))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         null = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(null, 1)
         os.dup2(null, 2)
@@ -326,13 +258,14 @@ def run_campaign(
             slowest=slowest,
             limit=limit,
         )
-        code = found["code"]
-        mutant.outcome = "survived" if code == 0 else "killed" if code > 0 else "timeout"
-        mutant.killer, mutant.seconds = found["failed"], found["processor"]
+        mutant.outcome, mutant.killer, mutant.seconds = outcome(found), found["failed"], found["processor"]
         with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as outcomes:
             outcomes.write(json.dumps({k: v for k, v in asdict(mutant).items() if k != "source"}) + "\n")
-        if mutant.outcome == "survived":
-            print(f"{number}: survived {mutant.name}\n{mutant.diff}\n", flush=True)
+        if mutant.outcome != "killed":
+            print(f"{number}: {mutant.outcome} {mutant.name}\n{mutant.diff}\n", flush=True)
+        if mutant.outcome == "error":
+            said = (folder / "output.txt").read_text(errors="replace")[-1000:]
+            print(f"the tests ended with code {found['code']}:\n{said}", flush=True)
     return mutants, total
 
 
@@ -360,11 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"modules must be of {', '.join(CAMPAIGNS)}. Received: {', '.join(unknown)}.")
     os.nice(19)
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    os.environ |= {
-        "TF_NUM_INTRAOP_THREADS": "1",
-        "TF_NUM_INTEROP_THREADS": "1",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-    }
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     folder = chosen.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["MUTANT_FOLDER"] = str(folder)
@@ -373,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for module in HEAVY:
         importlib.import_module(module)
     gc.freeze()  # or every child would walk all that TensorFlow made
+    unjudged = 0
     for name in chosen.modules or CAMPAIGNS:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         mutants, total = run_campaign(
@@ -385,12 +316,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = used.ru_utime + used.ru_stime - began.ru_utime - began.ru_stime
-        killed = sum(mutant.outcome != "survived" for mutant in mutants)
-        low, high = interval(killed, len(mutants)) if mutants else (0.0, 1.0)
+        counts = Counter(mutant.outcome for mutant in mutants)
+        killed, judged = counts["killed"], len(mutants) - counts["error"]
+        low, high = interval(killed, judged) if judged else (0.0, 1.0)
         print(
-            f"{name}: {killed} of {len(mutants)} killed, {killed / max(1, len(mutants)):.3f} "
-            f"({low:.3f} to {high:.3f}), in {seconds:.0f} s; there are {total}",
+            f"{name}: {killed} of {judged} killed by a test, {killed / max(1, judged):.3f} ({low:.3f} to {high:.3f}), "
+            f"{counts['timeout']} ended by the time limit alone (killed where they loop), {counts['survived']} "
+            f"survived, in {seconds:.0f} s; there are {total}",
             flush=True,
+        )
+        unjudged += counts["error"]
+    if unjudged:
+        raise SystemExit(
+            f"error: the tests of {unjudged} mutants came to no result, and no score counts them."
         )
 
 
