@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +57,33 @@ def summarise(
         confidence: of the intervals, a fraction.
         seed: fixes the resamples.
     """
-    counts = metrics.bootstrap_counts(len(labels), resamples=resamples, seed=seed)
-    overall = {
-        "accuracy": metrics.accuracy(counts, probabilities, labels),
-        "log_loss": metrics.log_loss(counts, probabilities, labels),
-        "auc": metrics.area_under_roc(counts, probabilities, labels),
-        "calibration_error": metrics.calibration_error(counts, probabilities, labels),
+    predicted = probabilities.argmax(axis=1)
+    overall: dict[str, metrics.Measure] = {
+        "accuracy": partial(metrics.accuracy, probabilities=probabilities, labels=labels),
+        "log_loss": partial(metrics.log_loss, probabilities=probabilities, labels=labels),
+        "auc": metrics.roc_area(probabilities, labels),
+        "calibration_error": partial(metrics.calibration_error, probabilities=probabilities, labels=labels),
     }
-    per_class = {}
-    for index, name in enumerate(classes):
-        precision = metrics.precision(counts, probabilities, labels, of=index)
-        recall = metrics.recall(counts, probabilities, labels, of=index)
-        per_class[name] = {
-            "precision": metrics.with_interval(precision, confidence=confidence),
-            "recall": metrics.with_interval(recall, confidence=confidence),
+    of_classes: dict[str, metrics.Measure] = {
+        f"{figure.__name__} {index}": partial(figure, predicted=predicted, labels=labels, of=index)
+        for index in range(len(classes))
+        for figure in (metrics.precision, metrics.recall)
+    }
+    values = metrics.bootstrap({**overall, **of_classes}, len(labels), resamples=resamples, seed=seed)
+    intervals = {name: metrics.with_interval(found, confidence=confidence) for name, found in values.items()}
+    per_class = {
+        name: {
+            "precision": intervals[f"precision {index}"],
+            "recall": intervals[f"recall {index}"],
             "support": int((labels == index).sum()),
         }
+        for index, name in enumerate(classes)
+    }
     roc_name = classes[1] if len(classes) == 2 else "all classes (micro-average)"
     return {
         "classes": classes,
         "pictures": len(labels),
-        "metrics": {
-            name: metrics.with_interval(values, confidence=confidence) for name, values in overall.items()
-        },
+        "metrics": {name: intervals[name] for name in overall},
         "per_class": per_class,
         "confusion": metrics.confusion_matrix(probabilities, labels),
         "calibration": metrics.calibration_curve(probabilities, labels),

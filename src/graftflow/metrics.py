@@ -1,9 +1,11 @@
 """Metrics of a classifier with bootstrap confidence intervals, and the curves behind them.
 
 Every metric is written as a function of how often each picture counts, so that one matrix of bootstrap counts
-(Efron and Tibshirani 1993, chapter 13: percentile intervals) gives all intervals at once.
+(Efron and Tibshirani 1993, chapter 13: percentile intervals) gives all intervals at once. Of many pictures
+:func:`bootstrap` makes that matrix some rows at a time.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,56 @@ import numpy.typing as npt
 from graftflow.errors import InputError
 
 Array = npt.NDArray[Any]
+# Values of a metric, one a row of counts.
+Measure = Callable[[Array], Array]
 NUM_BINS = 15
+# Counts that are held at once: 8 MB, and the products of a metric as much again each.
+_HELD = 1_000_000
+# BLAS adds the last rows of a matrix in another order where they are no multiple of 16 (with AVX-512), so blocks are
+# such a multiple: the last bits of a figure then do not tell how many pictures fit into one.
+_ROWS = 16
+
+
+def bootstrap(
+    measures: Mapping[str, Measure], num_pictures: int, *, resamples: int, seed: int
+) -> dict[str, Array]:
+    """Return what each measure gives of :func:`bootstrap_counts`, which are never all in memory.
+
+    Args:
+        measures: by name, what gives a value a row of counts ``float64 (rows, n)``.
+        num_pictures: n, at least 1.
+        resamples: at least 1.
+        seed: fixes the resamples.
+
+    Returns:
+        By name ``float64 (resamples + 1,)``; value 0 is that of the sample itself.
+    """
+    found: dict[str, list[Array]] = {name: [] for name in measures}
+    for counts in _blocks(num_pictures, resamples=resamples, seed=seed):
+        for name, measure in measures.items():
+            found[name].append(measure(counts))
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def bootstrap_counts(num_pictures: int, *, resamples: int, seed: int) -> Array:
     """Return how often each picture is drawn: ``float64 (resamples + 1, n)``; row 0 is the sample itself."""
+    return np.concatenate([*_blocks(num_pictures, resamples=resamples, seed=seed)])
+
+
+def _blocks(num_pictures: int, *, resamples: int, seed: int) -> Iterator[Array]:
+    """Yield the rows of :func:`bootstrap_counts` in order, some at a time."""
     if num_pictures < 1:
         raise InputError(f"Metrics need at least one picture. Received: {num_pictures}")
     if resamples < 1:
         raise InputError(f"resamples must be at least 1. Received: {resamples}")
     generator = np.random.Generator(np.random.PCG64(seed))
-    drawn = generator.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), resamples)
-    return np.concatenate([np.ones((1, num_pictures)), drawn])
+    chances = np.full(num_pictures, 1 / num_pictures)
+    step = max(_ROWS, _HELD // num_pictures // _ROWS * _ROWS)
+    for start in range(0, resamples + 1, step):
+        counts = np.ones((min(step, resamples + 1 - start), num_pictures))
+        drawn = counts[1:] if start == 0 else counts
+        drawn[:] = generator.multinomial(num_pictures, chances, len(drawn))
+        yield counts
 
 
 def accuracy(counts: Array, probabilities: Array, labels: Array) -> Array:
@@ -43,25 +83,45 @@ def area_under_roc(counts: Array, probabilities: Array, labels: Array) -> Array:
     Classes without positives or without negatives in a row are left out of that row's average; NaN where none is
     left. Ties count one half.
     """
+    return roc_area(probabilities, labels)(counts)
+
+
+def roc_area(probabilities: Array, labels: Array) -> Measure:
+    """Return what gives :func:`area_under_roc` of counts: the pictures are sorted once for all of them."""
     num_classes = probabilities.shape[1]
     classes = [1] if num_classes == 2 else range(num_classes)
-    areas = np.stack([_one_area(counts, probabilities[:, c], labels == c) for c in classes])
-    filled = np.isfinite(areas)
-    total = np.where(filled, areas, 0.0).sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(total / filled.sum(axis=0))
+    measures = [_one_area(probabilities[:, c], np.flatnonzero(labels == c)) for c in classes]
+
+    def mean(counts: Array) -> Array:
+        areas = np.stack([measure(counts) for measure in measures])
+        filled = np.isfinite(areas)
+        total = np.where(filled, areas, 0.0).sum(axis=0)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(total / filled.sum(axis=0))
+
+    return mean
 
 
-def _one_area(counts: Array, scores: Array, positive: Array) -> Array:
+def _one_area(scores: Array, positives: Array) -> Measure:
+    """The area as Mann and Whitney (1947) count it: how many negatives lie below each positive."""
     order = np.argsort(scores, kind="stable")
-    weights, hits = counts[:, order], positive[order]
-    _, start = np.unique(scores[order], return_index=True)
-    positives = np.add.reduceat(weights * hits, start, axis=1)
-    negatives = np.add.reduceat(weights * ~hits, start, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives
-    wins = (positives * (below + negatives / 2)).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(wins / (positives.sum(axis=1) * negatives.sum(axis=1)))
+    ordered = scores[order]
+    # Where the pictures begin and end that score as a positive does.
+    begin, end = (np.searchsorted(ordered, scores[positives], side) for side in ("left", "right"))
+    order = order.astype(np.int32)  # half of the memory, which is that of every class
+
+    def area(counts: Array) -> Array:
+        below = np.zeros((len(counts), len(scores) + 1))
+        np.cumsum(np.take(counts, order, axis=1), axis=1, out=below[:, 1:])
+        weights = np.take(counts, positives, axis=1)
+        num_positives = weights.sum(axis=1)
+        # Among all pictures, less the pairs of positives. Multiples of 1/2, which float64 adds without rounding.
+        wins = (weights * (np.take(below, begin, axis=1) + np.take(below, end, axis=1))).sum(axis=1) / 2
+        wins -= num_positives**2 / 2
+        with np.errstate(invalid="ignore"):
+            return np.asarray(wins / (num_positives * (counts.sum(axis=1) - num_positives)))
+
+    return area
 
 
 def calibration_error(counts: Array, probabilities: Array, labels: Array) -> Array:
@@ -92,15 +152,15 @@ def _bins(probabilities: Array) -> Array:
     return np.asarray(np.eye(NUM_BINS)[index])
 
 
-def precision(counts: Array, probabilities: Array, labels: Array, *, of: int) -> Array:
+def precision(counts: Array, predicted: Array, labels: Array, *, of: int) -> Array:
     """Return the fraction of pictures predicted as class ``of`` that are of it; NaN where none is."""
-    predicted = probabilities.argmax(axis=1) == of
-    return _mean(counts * predicted, labels == of)
+    among = np.flatnonzero(predicted == of)
+    return _mean(np.take(counts, among, axis=1), labels[among] == of)
 
 
-def recall(counts: Array, probabilities: Array, labels: Array, *, of: int) -> Array:
+def recall(counts: Array, predicted: Array, labels: Array, *, of: int) -> Array:
     """Return the fraction of pictures of class ``of`` that are predicted as it; NaN where none is."""
-    return _mean(counts * (labels == of), probabilities.argmax(axis=1) == of)
+    return precision(counts, labels, predicted, of=of)
 
 
 def _mean(counts: Array, values: Array) -> Array:

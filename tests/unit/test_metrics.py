@@ -1,5 +1,8 @@
 """Metrics equal scikit-learn's, and their intervals behave as intervals."""
 
+import tracemalloc
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn import metrics as exact
@@ -30,10 +33,10 @@ def test_figures_equal_those_of_scikit_learn(num_classes: int) -> None:
     expected = areas[1] if num_classes == 2 else np.mean(areas)
     assert metrics.area_under_roc(counts, probabilities, labels)[0] == pytest.approx(expected)
     for c in range(num_classes):
-        assert metrics.precision(counts, probabilities, labels, of=c)[0] == pytest.approx(
+        assert metrics.precision(counts, predicted, labels, of=c)[0] == pytest.approx(
             exact.precision_score(labels == c, predicted == c)
         )
-        assert metrics.recall(counts, probabilities, labels, of=c)[0] == pytest.approx(
+        assert metrics.recall(counts, predicted, labels, of=c)[0] == pytest.approx(
             exact.recall_score(labels == c, predicted == c)
         )
     assert metrics.confusion_matrix(probabilities, labels) == (
@@ -67,6 +70,39 @@ def test_resamples_are_draws_that_a_seed_fixes() -> None:
     assert np.array_equal(counts, metrics.bootstrap_counts(40, resamples=300, seed=3))
     assert not np.array_equal(counts, metrics.bootstrap_counts(40, resamples=300, seed=4))
     assert metrics.bootstrap_counts(1, resamples=1, seed=0).tolist() == [[1], [1]]
+
+
+def test_a_figure_does_not_tell_how_many_rows_were_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities, labels = sample(3)
+    predicted = probabilities.argmax(axis=1)
+    whole = metrics.bootstrap_counts(len(labels), resamples=99, seed=5)
+    monkeypatch.setattr(metrics, "_HELD", 48 * len(labels))
+    measures = {
+        "counts": lambda counts: counts,
+        "auc": metrics.roc_area(probabilities, labels),
+        "precision": partial(metrics.precision, predicted=predicted, labels=labels, of=1),
+        "accuracy": partial(metrics.accuracy, probabilities=probabilities, labels=labels),
+        "log_loss": partial(metrics.log_loss, probabilities=probabilities, labels=labels),
+        "error": partial(metrics.calibration_error, probabilities=probabilities, labels=labels),
+    }
+    rows = []
+    measures["rows"] = lambda counts: rows.append(len(counts)) or counts[:, 0]
+    found = metrics.bootstrap(measures, len(labels), resamples=99, seed=5)
+    assert rows == [48, 48, 4]
+    for name in ("counts", "auc", "precision", "accuracy"):
+        assert np.array_equal(found[name], measures[name](whole)), name
+    for name in ("log_loss", "error"):  # BLAS of another processor may add in another order
+        np.testing.assert_allclose(found[name], measures[name](whole), rtol=1e-14, err_msg=name)
+
+
+def test_memory_does_not_grow_with_resamples_times_pictures() -> None:
+    probabilities, labels = sample(2, 20_000)
+    tracemalloc.start()
+    evaluation.summarise(probabilities, labels, ["cat", "dog"], resamples=400)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 8 MB for each of the block's counts and what is made of them; all the counts alone are 64 MB.
+    assert peak < 48e6
 
 
 def test_a_class_that_is_not_there_is_left_out_of_the_area() -> None:
