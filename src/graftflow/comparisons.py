@@ -4,6 +4,7 @@ Every figure is paired: a picture that both models find easy, or both find hard,
 """
 
 import csv
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,19 +46,27 @@ def read_predictions(evaluation_path: str | Path) -> Predictions:
         InputError: where there is none, or it is not laid out as evaluate writes it.
     """
     path = Path(evaluation_path) / "predictions.csv"
+    paths: list[str] = []
+    # Arrays take 8 bytes a number; the strings of many pictures and classes, 60.
+    labels, probabilities = array("q"), array("d")
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = list(csv.reader(file))
-        if head[:3] != ["path", "label", "predicted"] or not rows:
-            raise ValueError("its columns or rows are missing")
-        classes = tuple(head[3:])
-        index = {name: number for number, name in enumerate(classes)}
-        return Predictions(
-            tuple(row[0] for row in rows),
-            np.array([index[row[1]] for row in rows], dtype=np.int64),
-            classes,
-            np.array([row[3:] for row in rows], dtype=np.float64),
-        )
+            rows = csv.reader(file)
+            head = next(rows, [])
+            if head[:3] != ["path", "label", "predicted"]:
+                raise ValueError("its columns are missing")
+            classes = tuple(head[3:])
+            index = {name: number for number, name in enumerate(classes)}
+            for row in rows:
+                if len(row) != len(head):
+                    raise ValueError("a row has other columns than its first line")
+                paths.append(row[0])
+                labels.append(index[row[1]])
+                probabilities.extend(map(float, row[3:]))
+        if not paths:
+            raise ValueError("its rows are missing")
+        table = np.array(probabilities).reshape(len(paths), len(classes))
+        return Predictions(tuple(paths), np.array(labels), classes, table)
     except (OSError, ValueError, KeyError, IndexError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(

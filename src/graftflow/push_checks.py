@@ -7,7 +7,7 @@ and compared with what ``evaluate`` wrote down about the very same pictures.
 import csv
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +79,14 @@ def check_push(
     """
     started = time.monotonic()
     version, _, _ = verified_export(saved_model)
-    classes, evaluated = read_predictions(evaluation)
+    classes, _ = read_predictions(evaluation)  # all of it is checked before a server starts
     tolerance = TOLERANCES[evaluated_on(evaluation)]
     print(f"loading version {version} in a model server", flush=True)
     deadline = started + timeout
     try:
         with ThreadPoolExecutor(1) as reader:
             # While the server starts: both import TensorFlow, which takes seconds.
-            reading = reader.submit(_pictures, dataset, evaluated)
+            reading = reader.submit(_pictures, dataset, evaluation)
             with running_server(Path(saved_model), model_name, deadline=deadline) as server:
                 _check_loaded(server, model_name, version)
                 pictures = reading.result()
@@ -126,47 +126,59 @@ def evaluated_on(evaluation: str | Path) -> str:
     return str(device)
 
 
-def read_predictions(evaluation: str | Path) -> tuple[list[str], dict[str, tuple[float, ...]]]:
-    """Return the classes of an ``evaluation`` artifact, and the probabilities of each picture by its path.
+def read_predictions(
+    evaluation: str | Path, paths: Container[str] = ()
+) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+    """Return the classes of an ``evaluation`` artifact, and the probabilities of some of its pictures by their path.
+
+    Every line is checked, but only those of ``paths`` are kept: a test split may have many pictures and classes.
 
     Raises:
         InputError: where its ``predictions.csv`` is missing or not what ``evaluate`` writes.
     """
     file = Path(evaluation) / "predictions.csv"
+    kept: dict[str, tuple[float, ...]] = {}
     try:
         with file.open(newline="", encoding="utf-8") as lines:
-            header, *rows = csv.reader(lines)
-        if header[:3] != ["path", "label", "predicted"] or not rows:
-            raise ValueError("no path, label, predicted in its first line, or no pictures")
-        probabilities = {row[0]: tuple(map(float, row[3:])) for row in rows}
-        if any(len(p) != len(header) - 3 for p in probabilities.values()):
-            raise ValueError("a row with other columns than the first line")
+            rows = csv.reader(lines)
+            header, row = next(rows, []), None
+            if header[:3] != ["path", "label", "predicted"]:
+                raise ValueError("no path, label, predicted in its first line")
+            for row in rows:
+                probabilities = tuple(map(float, row[3:]))
+                if len(row) != len(header):
+                    raise ValueError("a row with other columns than the first line")
+                if row[0] in paths:
+                    kept[row[0]] = probabilities
+        if row is None:
+            raise ValueError("no pictures")
     except (OSError, ValueError, IndexError) as error:
         raise InputError(
             f"evaluation must hold a predictions.csv, as the step evaluate writes it. Received: {file} "
             f"({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    return header[3:], probabilities
+    return header[3:], kept
 
 
-def _pictures(dataset: str | Path, evaluated: Mapping[str, tuple[float, ...]]) -> list[_Picture]:
+def _pictures(dataset: str | Path, evaluation: str | Path) -> list[_Picture]:
     """Pictures of the test split, evenly spread over it, each with the probabilities evaluated."""
     size = datasets.split_size(dataset, "test")
     count = min(NUM_PICTURES, size)
     wanted = {index * size // count for index in range(count)}
-    found = []
-    for index, record in enumerate(datasets.read_split(dataset, "test").as_numpy_iterator()):
-        if index not in wanted:
-            continue
-        path = record["path"].decode()
+    images = [
+        (record["path"].decode(), record["image"])
+        for index, record in enumerate(datasets.read_split(dataset, "test").as_numpy_iterator())
+        if index in wanted
+    ]
+    if not images:
+        raise InputError(f"dataset must have test pictures. Received: none in {dataset}")
+    _, evaluated = read_predictions(evaluation, {path for path, _ in images})
+    for path, _ in images:
         if path not in evaluated:
             raise InputError(
                 f"evaluation must be of the dataset's test pictures. Received: one without '{path}' in predictions.csv"
             )
-        found.append(_Picture(path, record["image"], evaluated[path]))
-    if not found:
-        raise InputError(f"dataset must have test pictures. Received: none in {dataset}")
-    return found
+    return [_Picture(path, image, evaluated[path]) for path, image in images]
 
 
 def _check_loaded(server: ServerProcess, model_name: str, version: str) -> None:

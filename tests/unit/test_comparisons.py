@@ -3,13 +3,14 @@
 import csv
 import math
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from graftflow import comparisons
-from graftflow.comparisons import compare_evaluations, compare_predictions, mcnemar_p
+from graftflow.comparisons import compare_evaluations, compare_predictions, mcnemar_p, read_predictions
 from graftflow.errors import InputError
 
 
@@ -182,8 +183,37 @@ def test_other_pictures_labels_and_classes_are_refused_with_their_number(artifac
         compare_evaluations(artifacts.evaluation, change(artifacts.evaluation, tmp_path / "c", other_class))
 
 
+def test_predictions_take_the_memory_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"class-{number}" for number in range(20)]
+    with (tmp_path / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "predicted", *names])
+        writer.writerows(
+            [f"{row}.jpg", names[row % 20], names[0], *[f"0.{row:05}"] * 20] for row in range(4000)
+        )
+    tracemalloc.start()
+    found = read_predictions(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.probabilities.shape == (4000, 20)
+    assert found.probabilities.dtype == np.float64
+    assert found.probabilities[17, 3] == 0.00017
+    assert (found.labels == np.arange(4000) % 20).all()
+    assert (found.paths[17], found.classes) == ("17.jpg", tuple(names))
+    assert peak < 4 * found.probabilities.nbytes  # as text they are 10 times their numbers
+
+
 @pytest.mark.parametrize(
-    "text", [None, "", "path,label,predicted,a,b\n", "path,label,predicted,a\nx,b,a,1\n"]
+    "text",
+    [
+        None,
+        "",
+        "path,label,predicted,a,b\n",
+        "path,label,predicted,a\nx,b,a,1\n",
+        "path,label,predicted,a,b\nx,a,a,1\n",
+        "path,label,predicted,a,b\nx,a,a,1,0,0\n",
+        "file,label,predicted,a\nx,a,a,1\n",
+    ],
 )
 def test_an_unreadable_evaluation_is_named(tmp_path: Path, text: str | None) -> None:
     if text is not None:

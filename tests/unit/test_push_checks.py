@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import psutil
@@ -170,6 +171,20 @@ def test_an_evaluation_that_is_none_is_refused_before_a_server_starts(
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(InputError, match="FileNotFoundError"):
         read_predictions(tmp_path / "nowhere")
+
+
+def test_of_many_predictions_only_the_asked_are_kept(tmp_path):
+    names = [f"class-{number}" for number in range(10)]
+    with (tmp_path / "predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "predicted", *names])
+        writer.writerows([f"{row}.jpg", names[0], names[1], *[f"0.{row:05}"] * 10] for row in range(5000))
+    tracemalloc.start()
+    classes, found = read_predictions(tmp_path, {"17.jpg", "none.jpg"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (classes, found) == (names, {"17.jpg": (0.00017,) * 10})
+    assert peak < 1e6  # all of them are 5 MB
 
 
 def test_an_evaluation_of_other_pictures_is_refused(pushed, store, tmp_path):
