@@ -1,13 +1,16 @@
 """The exported model answers as the original, from bytes and from pixels; evaluation uses that very model."""
 
 import csv
+import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.core.protobuf import fingerprint_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from graftflow import datasets, evaluation, export, files, metrics
@@ -22,13 +25,18 @@ def signatures(artifacts):
 
 
 @pytest.fixture(scope="module")
+def model(artifacts):
+    return load_classifier(artifacts.model)
+
+
+@pytest.fixture(scope="module")
 def pictures(artifacts) -> list[bytes]:
     return [record["image"].numpy() for record in datasets.read_split(artifacts.dataset, "test")]
 
 
-def test_reloaded_equals_original(artifacts, signatures, pictures: list[bytes]) -> None:
+def test_reloaded_equals_original(model, signatures, pictures: list[bytes]) -> None:
     pixels = decode_batch(tf.constant(pictures), 224)
-    expected = load_classifier(artifacts.model)(pixels, training=False).numpy()
+    expected = model(pixels, training=False).numpy()
     from_pixels = signatures["pixels"](pixels=pixels)
     from_bytes = signatures["serving_default"](image_bytes=tf.constant(pictures))
     for answer in (from_pixels, from_bytes):
@@ -76,8 +84,11 @@ def test_the_folder_is_what_tensorflow_serving_polls(artifacts) -> None:
         ).as_numpy_iterator()
     )
     requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
-    assert {r.model_spec.signature_name for r in requests} == {"serving_default", "ranked"}
-    assert all(r.inputs["image_bytes"].string_val for r in requests)
+    first = next(iter(datasets.read_split(artifacts.dataset, "validation")))["image"].numpy()
+    assert [(r.model_spec.signature_name, list(r.inputs["image_bytes"].string_val)) for r in requests] == [
+        (name, [first] * batch) for name in ("serving_default", "ranked") for batch in (1, 8)
+    ]
+    assert files.read_json(folder / "assets.extra" / "lineage.json")["version"] == 3
     written = files.read_json(artifacts.saved_model / "export.json")
     assert written["sha256"] == files.sha256_directory(folder)
     trained = files.read_json(artifacts.model / "model.json")
@@ -86,13 +97,61 @@ def test_the_folder_is_what_tensorflow_serving_polls(artifacts) -> None:
     assert (written["version"], written["input_size"]) == (3, 224)
 
 
-def test_version_zero_is_the_time_of_export(artifacts, tmp_path: Path) -> None:
-    import time
+@pytest.fixture(scope="module")
+def unscaled(artifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export, without a version, of a model that knows nothing of a temperature."""
+    root = tmp_path_factory.mktemp("unscaled")
+    shutil.copytree(artifacts.model, root / "model")
+    trained = files.read_json(root / "model" / "model.json")
+    del trained["temperature"]
+    files.write_json(root / "model" / "model.json", trained)
+    (root / "saved_model").mkdir()
+    export.write_saved_model(root / "saved_model", model_path=root / "model", dataset_path=artifacts.dataset)
+    return root / "saved_model"
 
-    summary = export.write_saved_model(tmp_path, model_path=artifacts.model, dataset_path=artifacts.dataset)
-    assert abs(summary["version"] - time.time()) < 120
-    assert (tmp_path / str(summary["version"]) / "saved_model.pb").is_file()
-    assert not (tmp_path / "classes.txt").exists()
+
+def test_version_zero_is_the_time_of_export(unscaled: Path) -> None:
+    summary = files.read_json(unscaled / "export.json")
+    assert abs(summary["version"] - time.time()) < 1200
+    assert (unscaled / str(summary["version"]) / "saved_model.pb").is_file()
+    assert not (unscaled / "classes.txt").exists()
+
+
+def test_a_model_that_was_never_scaled_has_the_temperature_one(unscaled: Path) -> None:
+    assert files.read_json(unscaled / "export.json")["temperature"] == 1.0
+
+
+def test_a_saved_model_is_named_by_its_content(artifacts, tmp_path: Path) -> None:
+    """The name that TensorFlow draws by chance is replaced by one that the same content gets again."""
+    written = (artifacts.saved_model / "3" / "fingerprint.pb").read_bytes()
+
+    def named(**changes: object) -> fingerprint_pb2.FingerprintDef:
+        fingerprint = fingerprint_pb2.FingerprintDef.FromString(written)
+        for name, value in changes.items():
+            setattr(fingerprint, name, value)
+        (tmp_path / "fingerprint.pb").write_bytes(fingerprint.SerializeToString())
+        export._name_by_content(tmp_path)
+        return fingerprint_pb2.FingerprintDef.FromString((tmp_path / "fingerprint.pb").read_bytes())
+
+    named(uuid="12345")
+    assert (tmp_path / "fingerprint.pb").read_bytes() == written
+    again, other = named(), named(checkpoint_hash=1)
+    assert 0 < int(again.uuid) < 2**128
+    assert int(other.uuid) != int(again.uuid)
+
+
+@pytest.mark.parametrize("name", ["pixels", "serving_default"])
+@pytest.mark.parametrize("apart", [2e-5, math.nan])
+def test_an_export_that_answers_otherwise_is_refused(
+    model, signatures, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch, name: str, apart: float
+) -> None:
+    def otherwise(**given: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"probabilities": signatures[name](**given)["probabilities"] + apart}
+
+    loaded = {known: signatures[known] for known in ("pixels", "serving_default")}
+    monkeypatch.setattr(export, "load_signatures", lambda folder: {**loaded, name: otherwise})
+    with pytest.raises(InputError, match=rf"within 1e-05\. Received: .* from signature '{name}'"):
+        export._compare(Path("3"), model, pictures[:2])
 
 
 @pytest.mark.parametrize("version", [-1, 2**63])
