@@ -1,7 +1,7 @@
 """Divide pictures among training, validation and test: by class, seeded, groups kept together."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -152,11 +152,11 @@ def assign_splits(
     for group in sorted(mixed, key=lambda g: (-len(g.paths), g.key)):
         place(group, min(names[::-1], key=lambda split: _misfit(group, split, given, wanted)))
     for label, found in by_label.items():
-        alone = sorted((g for g in found if len(g.counts) == 1), key=lambda g: g.rank)
+        alone = deque(sorted((g for g in found if len(g.counts) == 1), key=lambda g: g.rank))
         for i, split in enumerate(fractions):
             quota, to_come = wanted[label][split], sum(not given[label][later] for later in names[i + 1 :])
             while len(alone) > to_come and _helps(given[label][split], len(alone[0].paths), quota):
-                place(alone.pop(0), split)
+                place(alone.popleft(), split)
         for group in alone:
             place(group, "train")
     _mend(placed, given, names)
