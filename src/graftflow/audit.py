@@ -16,6 +16,8 @@ from graftflow.pictures import Picture, Unusable
 
 # Levels of 255 that the channels of a thumbnail may differ by where a picture has no colours.
 COLOURLESS = 2
+# Rows of each finding in audit.json; the count goes on.
+MOST_ROWS = 1000
 THREADS = min(4, os.cpu_count() or 1)
 
 

@@ -16,7 +16,7 @@ from graftflow.contact_sheets import draw_contact_sheet, draw_pairs, shown_class
 from graftflow.conversions import Conversion, Stored, open_conversion
 from graftflow.errors import InputError, unknown_name
 from graftflow.files import read_json, sha256_file, write_json
-from graftflow.findings import describe, leak_notes, summarise
+from graftflow.findings import crowd_note, describe, leak_notes, summarise
 from graftflow.folders import MINIMUM_CLASSES, MINIMUM_PICTURES
 from graftflow.grouping import Grouping, Likeness, group_pictures, leaks
 from graftflow.pictures import Source
@@ -154,7 +154,9 @@ def write_dataset(
                     },
                     "counts": {s: {c: counts[s, c] for c in classes} for s in SPLITS},
                     "digest": sha256_file(folder / "manifest.csv"),
-                    "note": " ".join(filter(None, (opened.note, note, leak_notes(found)))),
+                    "note": " ".join(
+                        filter(None, (opened.note, note, leak_notes(found), crowd_note(grouping)))
+                    ),
                     "audit": summarise(found, grouping),
                 }
                 write_json(folder / "dataset.json", info)
@@ -342,6 +344,6 @@ def _write_pictures(folder: Path, grouping: Grouping, classes: Sequence[str], sp
             (kind(pair), [(p.path, spool.get(p.span)) for p in (pair.first, pair.second)])
             for pair in shown_pairs(grouping.pairs)
         ]
-        draw_pairs(pairs, heading=f"Nearly equal pictures: {len(grouping.pairs):,} pairs").save(
+        draw_pairs(pairs, heading=f"Nearly equal pictures: {grouping.likeness.pairs:,} pairs").save(
             folder / "near_duplicates.jpg", quality=85
         )

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from graftflow import near_duplicates
-from graftflow.audit import LeftOut
+from graftflow.audit import MOST_ROWS, LeftOut
 from graftflow.conversions import Stored
 from graftflow.grouping import Grouping
 
@@ -18,8 +18,6 @@ SMALL_SHARE = 0.25
 ASPECT_RATIO = 3.0
 # Pictures of the largest class : of the smallest, from which the data set is called unbalanced.
 IMBALANCE = 3.0
-# Rows a finding; the count goes on.
-MOST_ROWS = 1000
 
 # Formats that a suffix stands for; a name without one of these promises nothing.
 SUFFIXES = {
@@ -59,9 +57,7 @@ def describe(
     """
     pictures = grouping.pictures
     side = statistics.median(min(p.facts.width, p.facts.height) for p in pictures)
-    pairs = grouping.pairs
-    near = {path for pair in pairs for path in (pair.first.path, pair.second.path)}
-    conflicting = {p.path for pair in pairs if pair.conflicting for p in (pair.first, pair.second)}
+    likeness = grouping.likeness
     conversions = Counter(p.facts.converted for p in pictures if p.facts.converted)
     return {
         "pictures": len(pictures),
@@ -97,11 +93,11 @@ def describe(
             "rows": [[p.path for p in same] for same in grouping.equal[:MOST_ROWS]],
         },
         "near_duplicates": {
-            "pictures": len(near),
-            "pairs": len(pairs),
-            "groups": sum(any(p.path in near for p in group) for group in grouping.copies),
-            "mirrored": sum(pair.mirrored for pair in pairs),
-            "conflicting": len(conflicting),
+            "pictures": len(likeness.near),
+            "pairs": likeness.pairs,
+            "groups": sum(any(p.path in likeness.near for p in group) for group in grouping.copies),
+            "mirrored": likeness.mirrored,
+            "conflicting": len(likeness.conflicting),
             "rows": [
                 {
                     "first": pair.first.path,
@@ -111,7 +107,7 @@ def describe(
                     "correlation": pair.correlation,
                     "mirrored": pair.mirrored,
                 }
-                for pair in sorted(pairs, key=lambda pair: not pair.conflicting)[:MOST_ROWS]
+                for pair in sorted(grouping.pairs, key=lambda pair: not pair.conflicting)[:MOST_ROWS]
             ],
         },
         "leaks": [
@@ -153,6 +149,17 @@ def leak_notes(audit: Mapping[str, Any]) -> str:
         f"{leak['pictures']:,} picture{'s have' if leak['pictures'] > 1 else ' has'} an equal or nearly equal copy "
         f"across the source's splits: in {leak['split']}, with the copy in {leak['copy_in']}."
         for leak in audit["leaks"]
+    )
+
+
+def crowd_note(grouping: Grouping) -> str:
+    """Return a sentence on pictures that were not compared with all that might be copies of them, or ``""``."""
+    crowded = grouping.likeness.crowded
+    if not crowded:
+        return ""
+    return (
+        f"{crowded:,} picture{'s have' if crowded > 1 else ' has'} so many others of like outlines that not all of "
+        f"them were compared: copies among these may be in two splits."
     )
 
 

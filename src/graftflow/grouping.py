@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from graftflow.audit import LeftOut
+from graftflow.audit import MOST_ROWS, LeftOut
 from graftflow.conversions import Conversion, Stored
-from graftflow.near_duplicates import SIDE, find_pairs
+from graftflow.near_duplicates import SIDE, Likes, find_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,25 @@ class Likeness:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What was found of nearly equal pictures, whether the pair was kept or not; pictures by their paths.
+
+    Attributes:
+        pairs: how many; where more than 33 pictures are alike, not every pair of them is looked for.
+        mirrored: how many of these.
+        near: pictures that are nearly equal to another one.
+        conflicting: those that are so to one of another class.
+        crowded: how many pictures were not compared with all that might be like them.
+    """
+
+    pairs: int
+    mirrored: int
+    near: frozenset[str]
+    conflicting: frozenset[str]
+    crowded: int
+
+
+@dataclass(frozen=True, slots=True)
 class Grouping:
     """What belongs together.
 
@@ -36,7 +55,9 @@ class Grouping:
         pictures: those that are kept, by path.
         conflicts: those left out because their bytes have two labels.
         equal: pictures with equal bytes, two at least, by path.
-        pairs: nearly equal pictures; of equal ones only the first takes part.
+        pairs: nearly equal pictures; of equal ones only the first takes part. Where there are thousands, the first
+            and the least alike.
+        likeness: what all pairs come to.
         copies: equal and nearly equal pictures together, also groups of one.
         groups: these and the source's own groups together, also groups of one: no split may part them.
     """
@@ -45,6 +66,7 @@ class Grouping:
     conflicts: list[LeftOut]
     equal: list[list[Stored]]
     pairs: list[Likeness]
+    likeness: Summary
     copies: list[list[Stored]]
     groups: list[list[Stored]]
 
@@ -68,16 +90,27 @@ def group_pictures(stored: Iterable[Stored], conversion: Conversion) -> Grouping
             conflicts += [_conflict(picture, same) for picture in same]
     contents.sort(key=lambda same: same[0].path)
     pictures = sorted((p for same in contents for p in same), key=lambda p: p.path)
-    pairs = _pairs([same[0] for same in contents], conversion)
+    comparable = [same[0] for same in contents if same[0].facts.hash >= 0]
+    likes = _likes(comparable, conversion)
     links = [(same[0].path, picture.path) for same in contents for picture in same[1:]]
-    links += [(pair.first.path, pair.second.path) for pair in pairs]
+    links += [(comparable[one].path, comparable[two].path) for one, two in likes.links]
     named: dict[str, str] = {}
     own = [(named.setdefault(p.group, p.path), p.path) for p in pictures if p.group]
     return Grouping(
         pictures,
         conflicts,
         [same for same in contents if len(same) > 1],
-        pairs,
+        [
+            Likeness(comparable[p.first], comparable[p.second], p.bits, p.correlation, p.mirrored)
+            for p in likes.pairs
+        ],
+        Summary(
+            likes.count,
+            likes.mirrored,
+            frozenset(comparable[i].path for i in likes.near),
+            frozenset(comparable[i].path for i in likes.conflicting),
+            likes.crowded,
+        ),
         connected(pictures, links),
         connected(pictures, [*links, *own]),
     )
@@ -123,14 +156,10 @@ def _conflict(picture: Stored, same: Sequence[Stored]) -> LeftOut:
     return LeftOut(picture.path, picture.label, reason, picture.facts.sha256)
 
 
-def _pairs(pictures: Sequence[Stored], conversion: Conversion) -> list[Likeness]:
-    comparable = [picture for picture in pictures if picture.facts.hash >= 0]
-
+def _likes(comparable: Sequence[Stored], conversion: Conversion) -> Likes:
     def thumbnails(indices: Sequence[int]) -> Any:
         data = b"".join(conversion.thumbnail(comparable[i]) for i in indices)
         return np.frombuffer(data, np.uint8).reshape(len(indices), SIDE, SIDE)
 
-    found = find_pairs([picture.facts.hash for picture in comparable], thumbnails)
-    return [
-        Likeness(comparable[p.first], comparable[p.second], p.bits, p.correlation, p.mirrored) for p in found
-    ]
+    hashes = [picture.facts.hash for picture in comparable]
+    return find_pairs(hashes, thumbnails, labels=[picture.label for picture in comparable], most=MOST_ROWS)

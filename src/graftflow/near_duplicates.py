@@ -7,6 +7,7 @@ the same pictures give the same pairs on every machine.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from PIL import Image
 
 SIDE = 32
 THUMBNAIL_BYTES = SIDE * SIDE
-# Bits of 64 that the hashes of a pair may differ in: what four bands of 16 bits find without a gap when each may have
-# one wrong bit, because eight wrong bits would be needed to spoil all four twice.
+# Bits of 64 that the hashes of a pair may differ in.
 MOST_BITS = 7
 # Below, in pixels, a picture has too little detail to tell a copy from another picture of the same thing.
 SMALLEST_SIDE = 32
@@ -30,9 +30,19 @@ LEAST_DETAIL = 0.8
 MOST_BRIGHTER = 40
 MOST_CONTRAST_RATIO = 1.6
 
-_BANDS, _BAND_BITS = 4, 16
-_BAND = np.uint64(2**_BAND_BITS - 1)
+# Where many pictures are alike. Pairs of a picture from which on one more is looked for only if it would connect two
+# groups or be the first that shows a conflict of classes: of a group of up to 33 pictures all pairs are found.
+ENOUGH = 32
+# Comparisons of either picture's thumbnail after which a pair is not compared: only where the hash tells nothing.
+MOST_COMPARED = 512
+# Hashes of one bucket that each of it is held against.
+MOST_LOOKS = 4096
+
+# Pictures from which on longer bands are quicker: their look-ups are seven times as many, of 32 times as many buckets.
+_MANY = 2**19
 _PAIRS_AT_ONCE = 2**16
+# 2 MB of numbers, which a cache holds: 9 microseconds a pair, 31 with twice as many.
+_COMPARED_AT_ONCE = 64
 
 
 def _frequencies() -> list[tuple[int, int]]:
@@ -72,6 +82,29 @@ class Pair:
     mirrored: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Likes:
+    """What a search found; pictures by their index.
+
+    Attributes:
+        pairs: at most as many as were asked for, sorted.
+        count: of all pairs found, kept or not; where more than 33 are alike, not every pair of them.
+        mirrored: of these pairs.
+        near: the pictures that are in a pair.
+        conflicting: those that are in one with a picture of another class.
+        links: pairs that connect all that pairs connect, and no more than that needs.
+        crowded: how many pictures were not compared with all that might be like them.
+    """
+
+    pairs: list[Pair]
+    count: int
+    mirrored: int
+    near: frozenset[int]
+    conflicting: frozenset[int]
+    links: list[tuple[int, int]]
+    crowded: int
+
+
 def thumbnail(image: Image.Image) -> Image.Image:
     """Shrink an upright picture (mode RGB or L) to 32 by 32 pixels, its sides squashed."""
     # Not in two steps (reducing_gap): that drops the last rows, and a mirrored copy would lose others.
@@ -101,92 +134,266 @@ def perceptual_hash(grey: bytes) -> int:
     return int.from_bytes(np.packbits(positive, bitorder="little").tobytes(), "little")
 
 
-def find_pairs(hashes: Sequence[int], thumbnails: Callable[[Sequence[int]], Any]) -> list[Pair]:
-    """Find all pairs of nearly equal pictures; the time grows with the pictures, not with their square.
+def find_pairs(
+    hashes: Sequence[int],
+    thumbnails: Callable[[Sequence[int]], Any],
+    *,
+    labels: Sequence[str] = (),
+    most: int = 1000,
+) -> Likes:
+    """Find the pairs of nearly equal pictures; where one is like another as it is and mirrored, the first counts.
+
+    Every pair is a candidate whose hashes differ in at most ``MOST_BITS`` bits. Of n pictures that have nothing in
+    common each is held against n / 480 others, from half a million on against n / 4,600: a square, but of whole numbers
+    of 64 bits, which stays far below the work of decoding. Where many are alike, pairs grow with the square, work and
+    memory do not: see ``ENOUGH``, ``MOST_COMPARED`` and ``MOST_LOOKS``. The first of these loses no group and no
+    picture of ``near``; the other two may, and ``crowded`` counts where.
 
     Args:
         hashes: of :func:`perceptual_hash`.
         thumbnails: returns the thumbnails of some indices, ``uint8 (n, 32, 32)``.
-
-    Returns:
-        The pairs, sorted; where a picture is like another one both ways, as it is and mirrored, the first way counts.
+        labels: the class of each; without them none conflict.
+        most: how many pairs are kept of the first ones and as many of the least alike, conflicting ones before others.
     """
-    found: dict[tuple[int, int], Pair] = {}
     values = np.array(hashes, np.uint64)
+    search = _Search(values, labels, thumbnails, most)
+    bands = _bands(len(values))
     for mirrored in (False, True):
-        for first, second, bits in _candidates(values, mirrored):
-            for pair in _confirmed(first, second, bits, mirrored, thumbnails):
-                found.setdefault((pair.first, pair.second), pair)
-    return [found[key] for key in sorted(found)]
-
-
-def _candidates(values: Any, mirrored: bool) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield ``(first, second, bits)`` arrays of pairs whose hashes differ in at most ``MOST_BITS`` bits.
-
-    Pigeonhole: of four bands of 16 bits, one at least differs in at most one bit; so it is enough to look every band
-    up, as it is and with each of its bits turned.
-    """
-    asked = values ^ _MIRROR if mirrored else values
-    turns = [0, *(1 << bit for bit in range(_BAND_BITS))]
-    for band in range(_BANDS):
-        shift = np.uint64(band * _BAND_BITS)
-        keys = ((values >> shift) & _BAND).astype(np.int64)
-        wanted = ((asked >> shift) & _BAND).astype(np.int64)
-        order = np.argsort(keys, kind="stable")
-        starts = np.searchsorted(keys[order], np.arange(2**_BAND_BITS + 1))
-        for turn in turns:
-            begin, counts = starts[wanted ^ turn], starts[(wanted ^ turn) + 1] - starts[wanted ^ turn]
-            for low, high in _slices(counts):
-                each = counts[low:high]
-                first = np.repeat(np.arange(low, high), each)
-                within = np.arange(len(first)) - np.repeat(np.cumsum(each) - each, each)
-                second = order[np.repeat(begin[low:high], each) + within]
-                first, second = first[first < second], second[first < second]
+        asked = values ^ _MIRROR if mirrored else values
+        for i, band in enumerate(bands):
+            for first, second in _alike(search, asked, band):
                 wrong = asked[first] ^ values[second]
                 near = np.bitwise_count(wrong) <= MOST_BITS
-                for before in range(band):  # found there already
-                    near &= np.bitwise_count((wrong >> np.uint64(before * _BAND_BITS)) & _BAND) > 1
+                for before in bands[:i]:  # found there already
+                    near &= np.bitwise_count(before.of(wrong)) > before.wrong
                 if near.any():
-                    yield first[near], second[near], np.bitwise_count(wrong[near])
+                    search.compare(first[near], second[near], np.bitwise_count(wrong[near]), mirrored)
+    return search.likes()
 
 
-def _slices(counts: Any) -> Iterator[tuple[int, int]]:
-    """Cut a range where the counts before reach a limit, so that many like pictures do not fill the memory."""
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """Some of the 64 bits, from ``shift`` on, of which at most ``wrong`` may differ."""
+
+    shift: int
+    bits: int
+    wrong: int
+
+    def of(self, values: Any) -> Any:
+        return ((values >> np.uint64(self.shift)) & np.uint64(2**self.bits - 1)).astype(np.int64)
+
+    def turns(self) -> list[int]:
+        """Return all that may be wrong: nothing, each bit, each two of them."""
+        return [
+            sum(1 << bit for bit in bits)
+            for wrong in range(self.wrong + 1)
+            for bits in combinations(range(self.bits), wrong)
+        ]
+
+
+def _bands(pictures: int) -> list[_Band]:
+    """Divide the hashes so that a band has few chance finds.
+
+    Pigeonhole: eight wrong bits would be needed to spoil four bands of 16 bits twice each, or one of 22 bits twice and
+    two of 21 bits three times. So it is enough to look every band up, as it is and with each of its bits, or each two
+    of them, turned: 68 times in 65,536 buckets, or 487 times in two to four millions.
+    """
+    if pictures < _MANY:
+        return [_Band(shift, 16, 1) for shift in range(0, 64, 16)]
+    return [_Band(0, 22, 1), _Band(22, 21, 2), _Band(43, 21, 2)]
+
+
+def _alike(search: "_Search", asked: Any, band: _Band) -> Iterator[tuple[Any, Any]]:
+    """Yield arrays of pairs (first < second) that are alike in a band, each pair once."""
+    keys, wanted = band.of(search.values), band.of(asked)
+    order = np.argsort(keys, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=2**band.bits))])
+    sizes = np.diff(starts)
+    for turn in band.turns():
+        begins = starts[wanted ^ turn]
+        counts = starts[(wanted ^ turn) + 1] - begins
+        # Of either side of a pair, so that both are dealt with alike.
+        crowds = np.maximum(counts, sizes[keys]) > ENOUGH
+        for one, places in _ranges(begins, np.where(crowds, 0, counts)):
+            two = order[places]
+            yield one[one < two], two[one < two]
+        if crowds.any():
+            yield from _crowds(search, keys, wanted ^ turn, np.flatnonzero(crowds), order)
+
+
+def _crowds(search: "_Search", keys: Any, wanted: Any, crowds: Any, order: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield pairs of pictures in buckets of many, leaving out what is settled."""
+    n = len(keys)
+    same = np.array_equal(keys, wanted)
+    places = np.empty(n, np.int64)
+    places[order] = np.arange(n)
+    if same:  # Neighbours first: that makes one group of what is alike, and leaves little to do.
+        ends = np.searchsorted(keys[order], keys[crowds], "right")
+        for one, two in _ranges(places[crowds] + 1, np.minimum(ends - places[crowds] - 1, ENOUGH)):
+            yield _sorted(crowds[one], order[two])
+    # In every bucket: group by group, in each what is settled last. A picture looks at those behind it alone.
+    group, settled = search.standing()
+    line = np.lexsort((settled, group))
+    ranks, after = np.empty(n, np.int64), np.empty(n, np.int64)
+    ranks[line] = np.arange(n)
+    after[line] = np.searchsorted(group[line], group[line], "right")
+    ranked = np.sort(keys * n + ranks)
+    base = wanted[crowds] * n
+    behind = np.where(settled, after, ranks + 1)[crowds]
+    begins = np.searchsorted(ranked, base + behind)
+    counts = np.searchsorted(ranked, base + n) - begins
+    search.crowded[crowds[counts > MOST_LOOKS]] = True
+    for one, two in _ranges(begins, np.minimum(counts, MOST_LOOKS)):
+        first, second = crowds[one], line[ranked[two] % n]
+        if same:
+            new = np.abs(places[first] - places[second]) > ENOUGH
+            first, second = first[new], second[new]
+        yield _sorted(first, second)
+
+
+def _sorted(one: Any, two: Any) -> tuple[Any, Any]:
+    return np.minimum(one, two), np.maximum(one, two)
+
+
+def _ranges(begins: Any, counts: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield arrays of row and each of ``counts[row]`` numbers from ``begins[row]`` on, some thousands at once."""
     ends = np.cumsum(counts)
     low = 0
     while low < len(counts):
         before = ends[low - 1] if low else 0
         high = max(low + 1, int(np.searchsorted(ends, before + _PAIRS_AT_ONCE, "right")))
-        yield low, high
+        each = counts[low:high]
+        one = np.repeat(np.arange(low, high), each)
+        within = np.arange(len(one)) - np.repeat(np.cumsum(each) - each, each)
+        yield one, np.repeat(begins[low:high], each) + within
         low = high
 
 
-def _confirmed(
-    first: Any, second: Any, bits: Any, mirrored: bool, thumbnails: Callable[[Sequence[int]], Any]
-) -> Iterator[Pair]:
-    """Yield the candidates whose thumbnails agree."""
-    for low in range(0, len(first), 1024):
-        one, two = first[low : low + 1024], second[low : low + 1024]
-        a, b = (thumbnails(indices.tolist()).astype(np.int64) for indices in (one, two))
-        if mirrored:
-            a = a[:, :, ::-1]
-        same, contrasts = _correlation(a.reshape(len(a), -1), b.reshape(len(b), -1))
-        detail = np.minimum(*(_detail(a, b, axis) for axis in (1, 2)))
-        apart = np.abs(a.mean((1, 2)) - b.mean((1, 2)))
-        good = (same >= LEAST_CORRELATION) & (detail >= LEAST_DETAIL) & (apart <= MOST_BRIGHTER)
-        good &= np.maximum(contrasts, 1 / contrasts) <= MOST_CONTRAST_RATIO
-        for i in np.flatnonzero(good).tolist():
-            yield Pair(int(one[i]), int(two[i]), int(bits[low + i]), round(float(same[i]), 4), mirrored)
+class _Search:
+    """What is known so far: the groups, and of each picture how often it was compared and found like another."""
+
+    def __init__(
+        self, values: Any, labels: Sequence[str], thumbnails: Callable[[Sequence[int]], Any], most: int
+    ) -> None:
+        n = len(values)
+        self.values, self._thumbnails, self._most = values, thumbnails, most
+        self._kinds = np.unique(np.array(labels), return_inverse=True)[1] if labels else np.zeros(n, int)
+        self._parents, self._members = np.arange(n), np.ones(n, int)
+        self._pairs, self._compared = np.zeros(n, int), np.zeros(n, int)
+        self._conflicting, self.crowded = np.zeros(n, bool), np.zeros(n, bool)
+        self._count = self._mirrored = 0
+        self._links: list[tuple[int, int]] = []
+        self._kept: list[tuple[bool, Pair]] = []
+
+    def likes(self) -> Likes:
+        """Return what was found."""
+        self._forget()
+        return Likes(
+            sorted((pair for _, pair in self._kept), key=lambda pair: (pair.first, pair.second)),
+            self._count,
+            self._mirrored,
+            frozenset(np.flatnonzero(self._pairs).tolist()),
+            frozenset(np.flatnonzero(self._conflicting).tolist()),
+            self._links,
+            int(self.crowded.sum()),
+        )
+
+    def standing(self) -> tuple[Any, Any]:
+        """Return of each picture a number of its group and class, and whether, inside of these, all is known of it.
+
+        Pictures with a known conflict count as a class of their own.
+        """
+        kinds = np.where(self._conflicting, 0, self._kinds + 1)
+        groups = self._roots(np.arange(len(kinds))) * (int(self._kinds.max()) + 2) + kinds
+        return groups, self._pairs >= ENOUGH
+
+    def compare(self, first: Any, second: Any, bits: Any, mirrored: bool) -> None:
+        """Compare the thumbnails of pairs, unless nothing depends on it, and note those that agree."""
+        for low in range(0, len(first), _COMPARED_AT_ONCE):
+            part = slice(low, low + _COMPARED_AT_ONCE)
+            wanted = self._wanted(first[part], second[part])
+            if not wanted.any():
+                continue
+            one, two = first[part][wanted], second[part][wanted]
+            for side in (one, two):
+                np.add.at(self._compared, side, 1)
+            good, same = _agree(one, two, mirrored, self._thumbnails)
+            if mirrored:  # symmetric ones count as they are
+                both = good & (np.bitwise_count(self.values[one] ^ self.values[two]) <= MOST_BITS)
+                if both.any():
+                    good[both] = ~_agree(one[both], two[both], False, self._thumbnails)[0]
+            if good.any():
+                self._note(one[good], two[good], bits[part][wanted][good], same[good], mirrored)
+
+    def _wanted(self, first: Any, second: Any) -> Any:
+        apart = self._roots(first) != self._roots(second)
+        exhausted = np.minimum(self._compared[first], self._compared[second]) >= MOST_COMPARED
+        for side in (first, second):
+            self.crowded[side[apart & exhausted]] = True
+        told = np.minimum(self._pairs[first], self._pairs[second]) >= ENOUGH
+        conflict = self._kinds[first] != self._kinds[second]
+        conflict &= ~(self._conflicting[first] & self._conflicting[second])
+        return ~exhausted & (apart | ~told | conflict)
+
+    def _note(self, first: Any, second: Any, bits: Any, same: Any, mirrored: bool) -> None:
+        conflict = self._kinds[first] != self._kinds[second]
+        for side in (first, second):
+            np.add.at(self._pairs, side, 1)
+            self._conflicting[side[conflict]] = True
+        self._count += len(first)
+        self._mirrored += len(first) * mirrored
+        for i in np.flatnonzero(self._roots(first) != self._roots(second)).tolist():
+            small, large = sorted(
+                self._roots(np.array([first[i], second[i]])).tolist(), key=self._members.__getitem__
+            )
+            if small != large:
+                self._parents[small] = large
+                self._members[large] += self._members[small]
+                self._links.append((int(first[i]), int(second[i])))
+        columns = (x.tolist() for x in (conflict, first, second, bits, np.round(same, 4)))
+        self._kept += [
+            (c, Pair(a, b, wrong, r, mirrored)) for c, a, b, wrong, r in zip(*columns, strict=True)
+        ]
+        if len(self._kept) > 8 * self._most:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Keep no more pairs than are shown."""
+        first = sorted(self._kept, key=lambda kept: (not kept[0], kept[1].first, kept[1].second))
+        doubtful = sorted(first, key=lambda kept: (not kept[0], kept[1].correlation))
+        self._kept = list(dict.fromkeys([*first[: self._most], *doubtful[: self._most]]))
+
+    def _roots(self, pictures: Any) -> Any:
+        # The smaller group joins the larger one, so that the way to the root is short.
+        found = self._parents[pictures]
+        while not np.array_equal(above := self._parents[found], found):
+            found = above
+        return found
 
 
-def _detail(a: Any, b: Any, axis: int) -> Any:
-    n = len(a)
-    return _correlation(np.diff(a, axis=axis).reshape(n, -1), np.diff(b, axis=axis).reshape(n, -1))[0]
+def _agree(
+    first: Any, second: Any, mirrored: bool, thumbnails: Callable[[Sequence[int]], Any]
+) -> tuple[Any, Any]:
+    """Return whether the thumbnails of pairs agree, and the correlation of their grey values."""
+    pictures, places = np.unique(np.concatenate([first, second]), return_inverse=True)
+    # Whole numbers below 2**53: exact, in whatever order they are added.
+    pixels = thumbnails(pictures.tolist()).astype(np.float64)
+    a, b = pixels[places[: len(first)]], pixels[places[len(first) :]]
+    if mirrored:
+        a = a[:, :, ::-1]
+    same, contrasts = _correlation(a, b)
+    detail = np.minimum(*(_correlation(np.diff(a, axis=axis), np.diff(b, axis=axis))[0] for axis in (1, 2)))
+    apart = np.abs(a.mean((1, 2)) - b.mean((1, 2)))
+    good = (same >= LEAST_CORRELATION) & (detail >= LEAST_DETAIL) & (apart <= MOST_BRIGHTER)
+    return good & (np.maximum(contrasts, 1 / contrasts) <= MOST_CONTRAST_RATIO), same
 
 
 def _correlation(a: Any, b: Any) -> tuple[Any, Any]:
-    """Return, row by row, the correlation of whole numbers and the ratio of their standard deviations."""
-    n = a.shape[1]
-    both, one, two = (n * (x * y).sum(1) - x.sum(1) * y.sum(1) for x, y in ((a, b), (a, a), (b, b)))
-    one, two = (np.maximum(variance, 1).astype(np.float64) for variance in (one, two))
+    """Return, picture by picture, the correlation of whole numbers and the ratio of their standard deviations."""
+    n = a[0].size
+    sums = {id(x): x.sum((1, 2)) for x in (a, b)}
+    both, one, two = (
+        n * np.einsum("ijk,ijk->i", x, y) - sums[id(x)] * sums[id(y)] for x, y in ((a, b), (a, a), (b, b))
+    )
+    one, two = np.maximum(one, 1), np.maximum(two, 1)
     return both / np.sqrt(one * two), np.sqrt(one / two)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from graftflow import near_duplicates
 from graftflow.audit import Audited, audit_picture
 from graftflow.embedded import open_closeups, open_digits
 from graftflow.files import read_json
-from graftflow.near_duplicates import MOST_BITS, Pair, find_pairs, perceptual_hash
+from graftflow.near_duplicates import ENOUGH, MOST_BITS, Likes, Pair, find_pairs, perceptual_hash
 from graftflow.pictures import Picture
 from tests.unit.pictures_on_disk import encode, make_folder, rows, write
 
@@ -27,7 +28,7 @@ def picture(data: bytes) -> Audited:
 def pairs_of(found: Sequence[Audited]) -> list[Pair]:
     comparable = [one for one in found if one.facts.hash >= 0]
     pixels = np.stack([np.frombuffer(one.thumbnail, np.uint8).reshape(32, 32) for one in comparable])
-    return find_pairs([one.facts.hash for one in comparable], lambda indices: pixels[list(indices)])
+    return find_pairs([one.facts.hash for one in comparable], lambda indices: pixels[list(indices)]).pairs
 
 
 def photographs() -> list[Image.Image]:
@@ -120,7 +121,9 @@ def test_plain_and_tiny_pictures_are_not_compared() -> None:
     assert pairs_of([picture(encode(image, "PNG")) for image in noisy]) == []
 
 
-def test_every_pair_of_like_hashes_is_a_candidate() -> None:
+@pytest.mark.parametrize("many", [2**19, 0])
+def test_every_pair_of_like_hashes_is_a_candidate(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_MANY", many)  # bands of 16 bits, and of 21 and 22
     generator = np.random.default_rng(0)
     base = generator.integers(0, 2**64, 50, dtype=np.uint64)
     hashes, like = [], set()
@@ -130,7 +133,9 @@ def test_every_pair_of_like_hashes_is_a_candidate() -> None:
         like.add((2 * i, 2 * i + 1))
     same = np.asarray(photographs()[0].resize((32, 32)).convert("L"))
     found = find_pairs(hashes, lambda indices: np.stack([same] * len(indices)))
-    assert {(pair.first, pair.second) for pair in found} >= like
+    assert {(pair.first, pair.second) for pair in found.pairs} >= like
+    assert found.near == set(range(100))
+    assert find_pairs([], lambda _: np.zeros((0, 32, 32))).pairs == []
 
 
 def test_the_hash_is_the_same_everywhere() -> None:
@@ -141,8 +146,101 @@ def test_the_hash_is_the_same_everywhere() -> None:
 def test_25_000_hashes_take_seconds() -> None:
     hashes = np.random.default_rng(1).integers(0, 2**64, 25_000, dtype=np.uint64).tolist()
     start = time.perf_counter()
-    assert find_pairs(hashes, lambda indices: np.zeros((len(indices), 32, 32), np.uint8)) == []
+    assert find_pairs(hashes, lambda indices: np.zeros((len(indices), 32, 32), np.uint8)).count == 0
     assert time.perf_counter() - start < 20
+
+
+def frames(count: int, noise: float = 2, photograph: int = 0) -> list[Any]:
+    """What a fixed camera sees: one photograph's thumbnail with noise of some grey levels."""
+    still = np.asarray(photographs()[photograph].convert("L").resize((32, 32), Image.Resampling.BOX))
+    generator = np.random.default_rng(photograph)
+    return [
+        (still + generator.normal(0, noise, still.shape)).clip(0, 255).astype(np.uint8) for _ in range(count)
+    ]
+
+
+def search(pixels: Sequence[Any], **settings: Any) -> tuple[Likes, int]:
+    """Search among thumbnails; return what is found, and how many thumbnails were asked for."""
+    asked = 0
+
+    def thumbnails(indices: Sequence[int]) -> Any:
+        nonlocal asked
+        asked += len(indices)
+        return np.stack([pixels[i] for i in indices])
+
+    return find_pairs([perceptual_hash(grey.tobytes()) for grey in pixels], thumbnails, **settings), asked
+
+
+def grouped(links: Sequence[tuple[int, int]], count: int) -> set[frozenset[int]]:
+    """Return the groups of two and more that links make."""
+    groups = [{i} for i in range(count)]
+    for first, second in links:
+        if groups[first] is not groups[second]:
+            groups[first] |= groups[second]
+            for i in groups[second]:
+                groups[i] = groups[first]
+    return {frozenset(group) for group in groups if len(group) > 1}
+
+
+def test_all_pairs_of_a_group_of_33_are_found() -> None:
+    found, _ = search(frames(ENOUGH + 1))
+    assert found.count == len(found.pairs) == ENOUGH * (ENOUGH + 1) // 2
+    assert len(found.links) == ENOUGH
+
+
+def test_work_and_memory_grow_with_the_pictures_where_hundreds_are_alike() -> None:
+    work = {}
+    for count in (300, 600):
+        # Two cameras, in turns, and the first one seen in a mirror.
+        scenes = [frames(count // 3), frames(count // 3, photograph=1)]
+        scenes.append([np.ascontiguousarray(grey[:, ::-1]) for grey in frames(2 * count // 3)[count // 3 :]])
+        pixels = [grey for three in zip(*scenes, strict=True) for grey in three]
+        found, work[count] = search(pixels, most=50)
+        first = frozenset(i for i in range(count) if i % 3 != 1)
+        assert grouped(found.links, count) == {first, frozenset(range(count)) - first}
+        assert found.near == set(range(count))
+        assert len(found.links) == count - 2
+        assert count * ENOUGH // 3 < found.count < 2 * count * ENOUGH
+        assert 0 < found.mirrored < found.count
+        assert len(found.pairs) <= 100
+        assert found.pairs[:50] == sorted(found.pairs, key=lambda pair: (pair.first, pair.second))[:50]
+        assert found.crowded == 0
+    assert work[600] < 2.5 * work[300]
+
+
+def test_every_picture_that_is_like_one_of_another_class_is_told_among_hundreds() -> None:
+    pixels = frames(200)
+    found, _ = search(pixels, labels=["cat"] * 150 + ["dog"] + ["cat"] * 49, most=300)
+    assert found.conflicting == set(range(200))
+    assert sum(150 in (pair.first, pair.second) for pair in found.pairs) == 199
+    assert search(pixels)[0].conflicting == set()
+
+
+def test_the_least_alike_pairs_are_kept_as_well() -> None:
+    pixels = [grey for noise in (1, 6) for grey in frames(30, noise)]
+    everything = search(pixels)[0].pairs
+    some = search(pixels, most=20)[0].pairs
+    assert len(everything) > 400
+    assert set(some) == {*everything[:20], *sorted(everything, key=lambda pair: pair.correlation)[:20]}
+
+
+@pytest.mark.parametrize("limit", ["MOST_COMPARED", "MOST_LOOKS"])
+def test_of_unlike_pictures_with_one_hash_some_are_compared_and_the_others_told(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_duplicates, limit, 40)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 32, 32), np.uint8)
+    asked = 0
+
+    def thumbnails(indices: Sequence[int]) -> Any:
+        nonlocal asked
+        asked += len(indices)
+        return noise[list(indices)]
+
+    found = find_pairs([perceptual_hash(noise[0].tobytes())] * 300, thumbnails)
+    assert found.count == 0
+    assert found.crowded > 200
+    assert asked < 2 * 300 * (40 + ENOUGH)
 
 
 def mixed_up(root: Path) -> Path:
@@ -179,6 +277,28 @@ def test_near_copies_are_kept_in_one_split_listed_and_shown(tmp_path: Path) -> N
     with Image.open(dataset / "near_duplicates.jpg") as sheet:
         assert sheet.format == "JPEG"
         assert 1000 <= sheet.width <= 1400
+
+
+def test_a_film_across_two_splits_is_a_leak_of_all_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {}
+    films = {"train": {"a": 0, "b": 1}, "validation": {"a": 3, "b": 4}, "test": {"a": 0, "b": 2}}
+    for split, scenes in films.items():
+        for label, photograph in scenes.items():
+            for i, grey in enumerate(frames(50, noise=len(split) / 3, photograph=photograph)):
+                files[f"{split}/{label}/{i}.png"] = encode(Image.fromarray(grey), "PNG")
+    dataset, info = write(make_folder(tmp_path / "film", files))
+    (leak,) = read_json(dataset / "audit.json")["leaks"]
+    assert (leak["split"], leak["copy_in"], leak["pictures"]) == ("test", "train", 50)
+    assert info.audit["near_duplicates"] == 300
+    assert info.audit["near_conflicts"] == 0
+    assert "were compared" not in info.note
+    monkeypatch.setattr(near_duplicates, "MOST_COMPARED", 1)
+    monkeypatch.setattr(near_duplicates, "LEAST_DETAIL", 1.1)
+    assert (
+        "300 pictures have so many others of like outlines that not all" in write(tmp_path / "film")[1].note
+    )
 
 
 def test_a_data_set_without_near_copies_has_no_sheet_of_them(tmp_path: Path) -> None:
