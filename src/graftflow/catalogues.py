@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 from graftflow.addresses import file_name, mirrored
 from graftflow.downloads import DownloadError, download
 from graftflow.errors import InputError
-from graftflow.files import remove
+from graftflow.files import read_json, remove, sha256_file
 from graftflow.locks import locked
 from graftflow.pictures import Picture, Source, Unusable
+from graftflow.seals import find_damage, seal
 
 LABEL = "label"
 FILE_NAMES = ("image/filename", "file_name", "filename", "image/file_name")
@@ -67,13 +68,18 @@ def open_catalogue(
 
     The files of a data set whose sizes and checksums the package knows are fetched by
     :func:`graftflow.downloads.download` (resumed, tried again, from mirrors) to the place where the package looks
-    for them; others by the package itself.
+    for them; others by the package itself. Kept ones are compared with the SHA-256 that was noted when they came.
+
+    In a folder of our own a prepared data set is sealed, and prepared again where the seal does not hold. Elsewhere
+    others may have prepared it: there TensorFlow's checksums of the records hold, and nothing does for the names of
+    the classes.
 
     Args:
         name: as ``tfds.builder`` takes it; ``@FEATURE`` behind it names the feature that holds the class.
         data_dir: where prepared data sets are; ``None`` is the package's own choice.
         mirrors: addresses of folders that may hold a file of the data set under the last part of its address.
-        own: nobody else prepares data sets in ``data_dir``, so that what a killed preparation left is removed.
+        own: nobody else prepares data sets in ``data_dir``, so that what is damaged there, or was left by a killed
+            preparation, is removed.
 
     Raises:
         InputError: the name is unknown, the data set has no ``image`` picture or no such class, or it cannot be
@@ -83,6 +89,8 @@ def open_catalogue(
     import tensorflow_datasets as tfds
 
     plain, feature = parse_catalogue(name)
+    if own and data_dir is not None:
+        _remove_damaged(tfds, plain, data_dir)
     builder = _builder(tfds, plain, data_dir)
     image, label = _features(tfds, builder, feature)
     if not builder.data_path.exists():
@@ -102,6 +110,20 @@ def _builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
         return tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
     except Exception as error:  # an unknown version is an AssertionError, a config a ValueError
         raise InputError(f"tfds:NAME cannot be opened. Received: '{name}'. {_line(error)}") from error
+
+
+def _remove_damaged(tfds: Any, name: str, data_dir: Path) -> None:
+    """Remove a prepared data set that is not as it was sealed, before the package reads its names and numbers."""
+    with (
+        tempfile.TemporaryDirectory() as nowhere
+    ):  # a builder that finds nothing, but knows where it would be
+        prepared = data_dir / Path(_builder(tfds, name, Path(nowhere)).data_dir).relative_to(nowhere)
+    if not prepared.exists():
+        return
+    with locked(prepared):
+        if prepared.exists() and (damage := find_damage(prepared)):
+            print(f"the prepared tfds:{name} has {damage[1]}: it is prepared again", flush=True)
+            remove(prepared)
 
 
 def _features(tfds: Any, builder: Any, feature: str) -> tuple[Any, Any]:
@@ -138,17 +160,26 @@ def _prepare(
             return builder
         final.parent.mkdir(parents=True, exist_ok=True)
         with locked(final):
-            if (
-                builder.data_path.exists()
-            ):  # made by another process; a builder reads it when it is made itself
+            if builder.data_path.exists() and not (own and find_damage(final)):
+                # Made by another process; a builder reads it when it is made itself.
                 return _builder(tfds, name, data_dir)
             downloads = Path(builder.data_dir_root) / "downloads"
+            # The package takes what is unpacked there already for whole.
+            unpacked = final.with_name(f".{final.name}.unpacked") if own else downloads / "extracted"
             if own:
                 _remove_left_over(tfds, final, downloads / builder.name)
+                remove(unpacked)
+            _remove_damaged_downloads(downloads / builder.name)
             fetched = _fetch_known(builder, downloads, mirrors)
-            # A prepared copy in Google's cloud would spare the conversion, not the download that is done.
-            config = tfds.download.DownloadConfig(try_download_gcs=not fetched)
+            config = tfds.download.DownloadConfig(
+                extract_dir=str(unpacked),
+                # A prepared copy in Google's cloud would spare the conversion, not the download that is done.
+                try_download_gcs=not fetched,
+            )
             builder.download_and_prepare(download_dir=str(downloads), download_config=config)
+            if own:
+                remove(unpacked)
+                seal(final)
             return builder
     except InputError:
         raise
@@ -162,8 +193,22 @@ def _prepare(
 def _remove_left_over(tfds: Any, final: Path, downloads: Path) -> None:
     """Remove what a killed preparation of this data set left, while its lock is held; downloads stay."""
     left = final.parent.glob(f"{tfds.core.constants.INCOMPLETE_PREFIX}*_{final.name}")
-    for path in (*left, *downloads.glob("*.tmp.*")):
+    for path in (final, *left, *downloads.glob("*.tmp.*")):
         remove(path)
+
+
+def _remove_damaged_downloads(downloads: Path) -> None:
+    """Remove kept files of a data set that differ from the SHA-256 which is noted beside them, in ``.INFO``."""
+    for info in sorted(downloads.rglob("*.INFO")):
+        kept = info.with_suffix("")
+        try:
+            noted = read_json(info)["url_info"]["checksum"]
+        except (ValueError, KeyError, TypeError):
+            noted = ""
+        if kept.is_file() and sha256_file(kept) != noted:
+            print(f"the kept {kept.name} is cut or altered, and is fetched again", flush=True)
+            remove(kept)
+            remove(info)
 
 
 def _fetch_known(builder: Any, downloads: Path, mirrors: Sequence[str]) -> int:

@@ -20,8 +20,11 @@ from PIL import Image
 from graftflow import downloads
 from graftflow.embedded import open_closeups
 from graftflow.errors import InputError
+from graftflow.files import remove
+from graftflow.seals import find_damage
 from graftflow.sources import open_source
 from tests.unit.bad_server import BadServer, File, bad_server
+from tests.unit.damages import damage
 
 # tfds asks protobuf for something that protobuf is about to drop.
 pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated")
@@ -256,3 +259,66 @@ def test_pets_have_breeds_and_species(server: BadServer, pets: dict[str, bytes],
         contents("tfds:oxford_iiit_pet@colour", tmp_path, cache=cache)
     with pytest.raises(InputError, match="no such 'file_name'"):
         contents("tfds:oxford_iiit_pet@file_name", tmp_path, cache=cache)
+
+
+def pictures(source: str, cache: Path) -> list[tuple[str, str, bytes]]:
+    with open_source(source, scratch=cache, cache=cache) as opened:
+        return sorted((picture.path, picture.label, picture.read()) for picture in opened.pictures)
+
+
+def test_a_prepared_data_set_is_prepared_again_where_a_file_is_damaged(
+    server: BadServer, cats: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.files["/ms/cats.zip"] = File(cats)
+    right = pictures("tfds:cats_vs_dogs", tmp_path)
+    prepared = tmp_path / "tfds" / "cats_vs_dogs" / "4.0.1"
+    assert find_damage(prepared) is None
+    names = sorted(path.name for path in prepared.iterdir())
+    assert {"dataset_info.json", "features.json", "label.labels.txt", "SHA256SUMS"} < set(names)
+    for i, name in enumerate(names):
+        damage(prepared / name, ("flip", "cut")[i % 2], seed=i)
+        capsys.readouterr()
+        assert pictures("tfds:cats_vs_dogs", tmp_path) == right, name
+        assert "it is prepared again" in capsys.readouterr().out
+        assert find_damage(prepared) is None
+    labels = prepared / "label.labels.txt"
+    labels.write_text(labels.read_text().replace("cat", "bat"))  # one bit
+    assert pictures("tfds:cats_vs_dogs", tmp_path) == right
+    capsys.readouterr()
+    assert pictures("tfds:cats_vs_dogs:4.0.1", tmp_path) == right
+    assert "it is prepared again" not in capsys.readouterr().out
+    assert len(server.log) == 1
+
+
+def test_a_data_set_that_was_not_sealed_in_time_is_prepared_again(
+    server: BadServer, cats: bytes, tmp_path: Path
+) -> None:
+    server.files["/ms/cats.zip"] = File(cats)
+    right = pictures("tfds:cats_vs_dogs", tmp_path)
+    (tmp_path / "tfds" / "cats_vs_dogs" / "4.0.1" / "SHA256SUMS").unlink()
+    assert pictures("tfds:cats_vs_dogs", tmp_path) == right
+    assert len(server.log) == 1
+
+
+@pytest.mark.parametrize("what", ["the file", "the note beside it"])
+def test_a_damaged_download_is_fetched_again(
+    server: BadServer, cats: bytes, tmp_path: Path, what: str
+) -> None:
+    server.files["/ms/cats.zip"] = File(cats)
+    right = pictures("tfds:cats_vs_dogs", tmp_path)
+    remove(tmp_path / "tfds" / "cats_vs_dogs")
+    (info,) = (tmp_path / "tfds" / "downloads").rglob("*.INFO")
+    damage(info.with_suffix("") if what == "the file" else info, "cut", seed=0)
+    assert pictures("tfds:cats_vs_dogs", tmp_path) == right
+    assert len(server.log) == 2
+
+
+def test_what_an_earlier_preparation_unpacked_is_not_taken_for_whole(
+    pets: dict[str, bytes], tmp_path: Path
+) -> None:
+    right = pictures("tfds:oxford_iiit_pet", tmp_path)
+    for path in tmp_path.rglob("*_20?.jpg"):
+        damage(path, "flip", seed=0)
+    remove(tmp_path / "tfds" / "oxford_iiit_pet")
+    assert pictures("tfds:oxford_iiit_pet", tmp_path) == right
+    assert [path.name for path in (tmp_path / "tfds" / "oxford_iiit_pet").iterdir()] == ["4.0.0"]
