@@ -121,7 +121,7 @@ def test_plain_and_tiny_pictures_are_not_compared() -> None:
     assert pairs_of([picture(encode(image, "PNG")) for image in noisy]) == []
 
 
-@pytest.mark.parametrize("many", [2**19, 0])
+@pytest.mark.parametrize("many", [2**21, 0])
 def test_every_pair_of_like_hashes_is_a_candidate(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "_MANY", many)  # bands of 16 bits, and of 21 and 22
     generator = np.random.default_rng(0)
