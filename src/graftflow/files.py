@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from graftflow.errors import InputError
-from graftflow.storage import writing
+from graftflow.storage import cannot_write, place_of, writing
 
 # What is left of a disk, in bytes, when a library's last write has failed for want of space.
 _FULL = 2**20
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+# Refusals that only writing meets: what reads an input inside the block gets no other of them.
+_REFUSALS = {*_NO_ROOM, errno.EFBIG, errno.EROFS}
 
 
 @contextmanager
@@ -29,24 +32,48 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         path: where the finished folder shall be; its parents are made.
 
     Raises:
-        InputError: where the block failed and the disk is full, which libraries report in words of their own.
+        InputError: the folder cannot be made; or the block failed because a disk is full, which libraries report in
+            words of their own, or cannot be written.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    except OSError as error:
+        raise cannot_write(error, final.parent) from error
     aside.chmod(0o755)
     try:
         yield aside
         _put_in_place(aside, final)
     except BaseException as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        full |= shutil.disk_usage(final.parent).free < _FULL
+        refused = _refusal(error, final)
         shutil.rmtree(aside, ignore_errors=True)
-        if full and not isinstance(error, InputError | KeyboardInterrupt):
-            raise InputError(
-                f"The disk must have room for '{final.name}'. Received: no space left in '{final.parent}'"
-            ) from error
-        raise
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def _refusal(error: BaseException, final: Path) -> InputError | None:
+    """Return the line for a disk that refused what was written for ``final``; ``None`` where it was not the disk."""
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno not in _REFUSALS:
+            return None
+        # The artifact is not all that is written: a cache has a disk of its own, and so have temporary files.
+        if error.errno not in _NO_ROOM or place_of(error, final.parent) != final.parent:
+            return cannot_write(error, final.parent)
+    elif not (_says_no_reason(error) and shutil.disk_usage(final.parent).free < _FULL):
+        return None
+    return InputError(
+        f"The disk must have room for '{final.name}'. Received: no space left in '{final.parent}'"
+    )
+
+
+def _says_no_reason(error: BaseException) -> bool:
+    """Return whether a full disk may be behind an error: of NumPy an OSError, HDF5 a RuntimeError, TensorFlow its own.
+
+    A wrong value or a missing key is never a disk's doing.
+    """
+    return isinstance(error, OSError | RuntimeError) or type(error).__module__.startswith("tensorflow.")
 
 
 def _put_in_place(aside: Path, final: Path) -> None:
@@ -78,7 +105,14 @@ def remove_asides(folder: Path, name: str = "") -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path``; the file written there takes its name when the block ends well."""
+    """Yield a path beside ``path``; the file written there takes its name when the block ends well.
+
+    A killed process leaves the old file or the new one. After a power cut the new one may be cut or gone: what is
+    believed later is sealed, ends with its digest or is compared with one, or its writer waits with :func:`sync`.
+
+    Raises:
+        OSError: of a full disk it names the file, which Python's own does not.
+    """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(
@@ -90,8 +124,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         os.replace(aside, final)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(final)
         raise
 
 

@@ -89,6 +89,62 @@ def test_a_file_that_finds_no_room_is_told_although_smaller_ones_would(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("error", [KeyError("label"), ValueError("bad"), OSError(errno.EACCES, "no")])
+def test_what_no_full_disk_does_is_not_blamed_on_it(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 4096))
+    with pytest.raises(type(error)) as caught, files.atomic_directory(tmp_path / "model"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_full_disk_elsewhere_is_named_and_not_the_artifacts(tmp_path: Path, monkeypatch) -> None:
+    cache = tmp_path / "cache"
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *([str(path)] if path.suffix else []))
+
+    expected = f"Cannot write in folder '{cache}': No space left on device."
+    with pytest.raises(InputError) as caught, files.atomic_directory(tmp_path / "run" / "model"):
+        full(cache / "some.rows")
+    assert str(caught.value) == expected
+    # A write that finds no room names no file of its own.
+    monkeypatch.setattr(os, "write", lambda *_: full(Path("descriptor")))
+    with (
+        pytest.raises(InputError) as caught,
+        files.atomic_directory(tmp_path / "run" / "model"),
+        files.atomic_file(cache / "weights.sha256"),
+    ):
+        os.write(1, b"digest")
+    assert str(caught.value) == expected
+    with (
+        pytest.raises(InputError, match=f"no space left in '{tmp_path / 'run'}'"),
+        files.atomic_directory(tmp_path / "run" / "model") as folder,
+    ):
+        full(folder / "model.keras")
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with (
+        pytest.raises(InputError, match=f"Cannot write in folder '{tmp_path}/file/run': Not a directory"),
+        files.atomic_directory(tmp_path / "file" / "run" / "model"),
+    ):
+        pass
+
+    def refuse(*_: object, **given: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system", f"{given['dir']}/.model.0.partial")
+
+    told = f"Cannot write in folder '{tmp_path}': Read-only file system."
+    with pytest.raises(InputError) as caught, files.atomic_directory(tmp_path / "model"):
+        refuse(dir=tmp_path)  # mounted read-only while the step works
+    assert str(caught.value) == told
+    monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
+    with pytest.raises(InputError) as caught, files.atomic_directory(tmp_path / "model"):
+        pass
+    assert str(caught.value) == told
+
+
 def test_json_refuses_what_json_cannot_carry(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})
