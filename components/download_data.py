@@ -42,10 +42,10 @@ def download_data(
             two classes, or a class with fewer than three different pictures that can be decoded.
     """
     from graftflow.datasets import write_dataset
-    from graftflow.seals import sealed_directory
+    from graftflow.seals import sealed_work
     from graftflow.sources import check_mirrors
 
-    with sealed_directory(dataset.path) as folder:
+    with sealed_work(dataset.path) as (folder, finished):
         info = write_dataset(
             folder,
             source=source,
@@ -54,6 +54,7 @@ def download_data(
             test_fraction=test_fraction,
             cache=cache,
             mirrors=check_mirrors(mirrors),
+            finished=finished,
         )
     dataset.metadata.update(
         {

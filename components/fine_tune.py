@@ -59,15 +59,15 @@ def fine_tune(
 
     from graftflow.files import write_json
     from graftflow.recipes import Recipe
-    from graftflow.seals import check_seals, sealed_directory
+    from graftflow.seals import check_seals, sealed_work
 
     check_seals(dataset.path, head.path)  # before TensorFlow is loaded
     from graftflow.training import figures_of, write_model
 
     recipe = Recipe(**{field: given[field] for field in Recipe.__dataclass_fields__ if field in given})
-    paths = {"dataset_path": dataset.path, "head_path": head.path, "cache": cache}
-    with sealed_directory(model.path) as folder:
-        summary = write_model(folder, weights=weights, num_blocks=num_blocks, recipe=recipe, **paths)
+    inputs = {"dataset_path": dataset.path, "head_path": head.path, "weights": weights, "cache": cache}
+    with sealed_work(model.path) as (folder, finished):
+        summary = write_model(folder, num_blocks=num_blocks, recipe=recipe, finished=finished, **inputs)
     model.metadata.update({"backbone": summary["backbone"]["name"], "chosen": summary["chosen"]})
     figures = figures_of(summary)
     for name, value in figures.items():

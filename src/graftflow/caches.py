@@ -3,11 +3,16 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from graftflow.errors import InputError
+from graftflow.locks import locked_if_free
+from graftflow.storage import writing
 
 
 def open_cache(cache: str | Path | None = None) -> Path:
@@ -53,6 +58,35 @@ def check_cache(cache: str | Path) -> None:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if cache and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise InputError(f"cache must be a folder that can be written. Received: '{cache}'.")
+
+
+@contextmanager
+def unfinished_work(cache: str | Path, kind: str, key: str) -> Iterator[Path | None]:
+    """Yield a folder of the cache for work that a later try takes up: it stays where the block fails, or is killed.
+
+    Where the block ends well the folder is removed; a process that is killed while it removes leaves part of it.
+
+    Args:
+        cache: as for :func:`open_cache`.
+        kind: the name of the folder above.
+        key: what the work depends on, see :func:`key_of`.
+
+    Yields:
+        The folder, no other process's while the block runs; ``None`` where another one does the same work.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
+    folder = open_cache(cache) / kind / key
+    with ExitStack() as stack:
+        with writing(folder.parent):
+            folder.parent.mkdir(exist_ok=True)
+            free = stack.enter_context(locked_if_free(folder))
+            if free:
+                folder.mkdir(exist_ok=True)
+        yield folder if free else None
+        if free:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def key_of(facts: Any) -> str:

@@ -7,17 +7,15 @@ a line is written when its bytes are. What a kill or a crash has torn is cut off
 import dataclasses
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from graftflow.audit import Audited, Facts, LeftOut
-from graftflow.caches import key_of, open_cache
-from graftflow.locks import locked_if_free
+from graftflow.caches import key_of, unfinished_work
 from graftflow.near_duplicates import THUMBNAIL_BYTES
 from graftflow.pictures import Picture
 from graftflow.records import Span, Spool
@@ -155,8 +153,10 @@ class Conversion:
 
 
 @contextmanager
-def open_conversion(scratch: Path, *, cache: str | Path | None, source: str) -> Iterator[Conversion]:
-    """Open the conversion of a source; it is removed when the block ends well.
+def open_conversion(
+    scratch: Path, *, cache: str | Path | None, source: str, finished: ExitStack | None = None
+) -> Iterator[Conversion]:
+    """Open the conversion of a source.
 
     Args:
         scratch: an existing folder for a conversion that no later run takes over; the caller removes it.
@@ -164,35 +164,26 @@ def open_conversion(scratch: Path, *, cache: str | Path | None, source: str) -> 
             none is kept. Where another run holds the same conversion, or the folder cannot be locked, this one works
             in ``scratch``.
         source: what is converted; together with the versions of the decoders it names the conversion.
+        finished: a kept conversion is removed when this is closed without an error; ``None``: when the block ends
+            well.
 
     Raises:
         InputError: the cache cannot be written.
     """
-    if cache is None:
-        with Conversion(scratch, resume=False) as conversion:
-            yield conversion
-        return
-    root = open_cache(cache) / "conversions"
-    with writing(root):
-        root.mkdir(exist_ok=True)
-    folder = root / _key(source)
-    with locked_if_free(folder) as free:
-        if not free:
-            print(
-                f"Another run converts the same pictures in '{folder}': this one starts from nothing.",
-                flush=True,
-            )
-            with Conversion(scratch, resume=False) as conversion:
-                yield conversion
-            return
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            conversion = Conversion(folder, resume=True)
+    with ExitStack() as own:
+        folder = None
+        if cache is not None:
+            stack = own if finished is None else finished
+            folder = stack.enter_context(unfinished_work(cache, "conversions", _key(source)))
+            if folder is None:
+                print("Another run converts the same pictures: this one starts from nothing.", flush=True)
+        place = scratch if folder is None else folder
+        with writing(place):
+            conversion = Conversion(place, resume=folder is not None)
         with conversion:
             if conversion.known:
                 print(f"{conversion.known:,} pictures were looked at by an earlier run", flush=True)
             yield conversion
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(source: str) -> str:

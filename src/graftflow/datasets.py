@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def write_dataset(
     tfds_data_dir: str | Path | None = None,
     cache: str | Path | None = None,
     mirrors: Sequence[str] = (),
+    finished: ExitStack | None = None,
 ) -> DatasetInfo:
     """Fetch pictures, audit them, divide them and write the ``dataset`` artifact.
 
@@ -98,6 +100,8 @@ def write_dataset(
             kept in it, and so are the pictures looked at until the data set is complete: a killed run goes on where
             it stopped. ``None`` keeps nothing.
         mirrors: addresses that are asked for an archive where its own address does not answer.
+        finished: closed by the caller when the data set is in its place (see :func:`graftflow.seals.sealed_work`):
+            only then the pictures looked at go. ``None``: they go when all is written.
 
     Returns:
         What was written.
@@ -125,7 +129,7 @@ def write_dataset(
                 open_source(
                     source, scratch=scratch, tfds_data_dir=tfds_data_dir, cache=cache, mirrors=mirrors
                 ) as opened,
-                open_conversion(scratch, cache=cache, source=_place(source)) as conversion,
+                open_conversion(scratch, cache=cache, source=_place(source), finished=finished) as conversion,
             ):
                 stored, left_out = _audit(opened, conversion)
                 grouping = group_pictures(stored, conversion)

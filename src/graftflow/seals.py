@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from graftflow import files
@@ -32,17 +32,35 @@ def sealed_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder that is sealed and takes the name ``path`` when the block ends without an error.
 
     As :func:`graftflow.files.atomic_directory`; what is in it is on the disk before it has its name, so that a power
-    cut leaves no artifact of empty files.
+    cut leaves no artifact of empty files, and the name is on the disk before what follows.
 
     Args:
         path: where the finished folder shall be; its parents are made.
 
     Raises:
-        InputError: where the block failed and the disk is full.
+        InputError: the disk is full or cannot be written.
     """
     with files.atomic_directory(path) as folder:
         yield folder
         seal(folder)
+    files.sync(Path(path).parent)
+
+
+@contextmanager
+def sealed_work(path: str | Path) -> Iterator[tuple[Path, ExitStack]]:
+    """Yield what :func:`sealed_directory` yields, and a stack that is closed once the folder has its name.
+
+    What a killed process would take up again is removed by that stack: until all is sealed and in its place it is the
+    only copy of hours of work. An error of the block, or of the sealing, is handed on to the stack.
+
+    Args:
+        path: where the finished folder shall be; its parents are made.
+
+    Raises:
+        InputError: the disk is full or cannot be written.
+    """
+    with ExitStack() as finished, sealed_directory(path) as folder:
+        yield folder, finished
 
 
 def seal(folder: str | Path) -> None:

@@ -34,9 +34,7 @@ from graftflow.errors import InputError
 from graftflow.features import cache_facts
 from graftflow.fine_tuning import score
 from graftflow.lessons import prepare_lesson, trade
-from graftflow.locks import locked_if_free
 from graftflow.recipes import Recipe
-from graftflow.storage import writing
 
 Layers = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 Logits = npt.NDArray[np.floating]
@@ -116,6 +114,7 @@ def write_model(
     recipe: Recipe | None = None,
     cache: str | Path | None = None,
     devices: Sequence[str] = (),
+    finished: ExitStack | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, and write the better of frozen and fine-tuned classifier into an existing folder.
 
@@ -141,6 +140,8 @@ def write_model(
             wait for the next try; ``None`` keeps them in ``destination`` until the step ends. Several machines keep
             them to themselves, and begin anew after an interruption.
         devices: that train, such as ``"GPU:0"``; none takes all GPUs, or without one the CPU.
+        finished: closed by the caller when the model is in its place (see :func:`graftflow.seals.sealed_work`): only
+            then views and checkpoints go. ``None``: they go when the model is written.
 
     Returns:
         What stands in ``model.json``.
@@ -159,7 +160,9 @@ def write_model(
         )
     with distribution.strategy_of(devices).scope():
         distribution.check_batch_size(recipe.batch_size)
-        return _write_model(Path(destination), dataset_path, head_path, weights, num_blocks, recipe, cache)
+        return _write_model(
+            Path(destination), dataset_path, head_path, weights, num_blocks, recipe, cache, finished
+        )
 
 
 def _write_model(
@@ -170,6 +173,7 @@ def _write_model(
     num_blocks: int,
     recipe: Recipe,
     cache: str | Path | None,
+    finished: ExitStack | None,
 ) -> dict[str, Any]:
     head = files.read_json(Path(head_path) / "head.json")
     layers = heads.read_layers(head_path)
@@ -191,7 +195,7 @@ def _write_model(
         "head": files.sha256_file(Path(head_path) / "head.npz"),
     }
     model = build_classifier(features_model, layers)
-    with _workplace(destination, cache, facts) as workplace:
+    with _workplace(destination, cache, facts, finished) as workplace:
         trained = _fine_tune(
             model, features_model, head, recipe, num_blocks, dataset_path=dataset_path, workplace=workplace
         )
@@ -219,25 +223,22 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _workplace(destination: Path, cache: str | Path | None, facts: dict[str, Any]) -> Iterator[Path]:
-    """Yield the folder for views and checkpoints; what is in the cache stays until a block has ended well."""
+def _workplace(
+    destination: Path, cache: str | Path | None, facts: dict[str, Any], finished: ExitStack | None
+) -> Iterator[Path]:
+    """Yield the folder for views and checkpoints; what is in the cache stays until the work is finished."""
     if distribution.num_machines() > 1:
         # What one machine finds another one may not: then one would compute alone, and wait for the other for ever.
         with tempfile.TemporaryDirectory(prefix="fine-tune-") as own:
             yield Path(own)
         return
     if cache is not None:
-        folder = caches.open_cache(cache) / "checkpoints" / caches.key_of(facts)
-        with ExitStack() as stack:
-            with writing(folder.parent):
-                folder.parent.mkdir(exist_ok=True)
-                free = stack.enter_context(locked_if_free(folder))
-                if free:
-                    folder.mkdir(exist_ok=True)
-                    files.remove_asides(folder)
-            if free:
-                yield folder
-                shutil.rmtree(folder, ignore_errors=True)
+        with ExitStack() as own:
+            stack = own if finished is None else finished
+            kept = stack.enter_context(caches.unfinished_work(cache, "checkpoints", caches.key_of(facts)))
+            if kept:
+                files.remove_asides(kept)
+                yield kept
                 return
         print("Another run trains the same: this one keeps its views and checkpoints to itself.", flush=True)
     folder = destination / ".scratch"

@@ -1,5 +1,6 @@
 """The step that writes the data set, as KFP calls it."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from kfp import dsl
 
 from components.download_data import download_data
+from graftflow import seals
 from graftflow.datasets import load_info
 from graftflow.errors import InputError
 
@@ -77,6 +79,21 @@ def test_nothing_of_a_finished_conversion_stays_in_the_cache(tmp_path: Path, hom
     run(tmp_path / "dataset")
     (conversions,) = home.rglob("conversions")
     assert list(conversions.iterdir()) == []
+
+
+def test_a_data_set_that_finds_no_room_for_its_seal_is_not_looked_at_again(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seals, "seal", full)
+        with pytest.raises(InputError, match="room for 'dataset'"):
+            run(tmp_path / "dataset", f"directory:{picture_folder}")
+    assert list(tmp_path.iterdir()) == []
+    run(tmp_path / "dataset", f"directory:{picture_folder}")
+    assert "48 pictures were looked at by an earlier run" in capsys.readouterr().out
 
 
 def test_the_compiled_component_describes_its_settings() -> None:

@@ -1,5 +1,6 @@
 """The components between data and report, run as KFP runs them: artifacts in, artifacts, metrics and metadata out."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from components.extract_features import extract_features
 from components.fine_tune import fine_tune
 from components.merge_features import merge_features
 from components.train_head import train_head
+from graftflow import seals
 from graftflow.errors import InputError
 
 RECIPE = {
@@ -122,6 +124,40 @@ def test_fine_tune_logs_both_candidates(artifacts, tmp_path: Path) -> None:
     }
     assert model.metadata["chosen"] in ("head", "fine-tuned")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "model"]
+
+
+def test_a_model_that_finds_no_room_for_its_seal_is_not_trained_again(
+    artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train() -> str:
+        fine_tune.python_func(
+            dataset=dsl.Dataset(uri=str(artifacts.dataset)),
+            head=dsl.Model(uri=str(artifacts.head)),
+            weights="imagenet",
+            num_blocks=1,
+            epochs=2,
+            learning_rate=1e-4,
+            seed=0,
+            **RECIPE,
+            cache=str(tmp_path / "cache"),
+            model=output(dsl.Model, tmp_path / "model"),
+            fine_tune_metrics=output(dsl.Metrics, tmp_path / "m"),
+        )
+        return capsys.readouterr().out
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seals, "seal", full)
+        with pytest.raises(InputError, match="room for 'model'"):
+            train()
+    assert not (tmp_path / "model").exists()
+    assert "fine-tuning, epoch 2" in capsys.readouterr().out
+    assert "fine-tuning, epoch" not in train()
+    history = json.loads((tmp_path / "model" / "model.json").read_text())["history"]
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert not list((tmp_path / "cache" / "checkpoints").iterdir())
 
 
 def test_a_failing_component_leaves_no_artifact(artifacts, tmp_path: Path) -> None:

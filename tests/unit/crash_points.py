@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from graftflow import deployment, feature_cache, files, releases, seals, sources
+from graftflow import caches, deployment, feature_cache, files, releases, seals, sources
 from graftflow.errors import InputError
 from pipelines import run_index
 
@@ -50,6 +50,33 @@ class ArtifactReplaced:
         with seals.sealed_directory(folder / "artifact") as aside:
             for number in range(2):
                 (aside / f"part-{number}").write_text(text)
+
+
+class WorkFinished:
+    """What hours have made is kept in the cache until the artifact made of it is sealed and has its name."""
+
+    def prepare(self, folder: Path) -> None:
+        kept = folder / "cache" / "hours" / "key"
+        kept.mkdir(parents=True)
+        for number in range(2):
+            (kept / f"hour-{number}").write_text(str(number))
+
+    def work(self, folder: Path) -> None:
+        with seals.sealed_work(folder / "artifact") as (aside, finished):
+            kept = finished.enter_context(caches.unfinished_work(folder / "cache", "hours", "key"))
+            files.write_json(aside / "hours.json", self._hours(kept))
+
+    def check(self, folder: Path) -> None:
+        if (folder / "artifact").exists():
+            seals.check_seals(folder / "artifact")
+        else:
+            assert self._hours(folder / "cache" / "hours" / "key") == ["0", "1"]
+
+    def check_after(self, folder: Path) -> None:
+        assert not list((folder / "cache" / "hours").iterdir()), "something is left in the cache"
+
+    def _hours(self, kept: Path) -> list[str]:
+        return [path.read_text() for path in sorted(kept.glob("hour-*"))]
 
 
 class VersionDeployed:
@@ -196,6 +223,7 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
     scenario.__name__: scenario
     for scenario in (
         ArtifactReplaced,
+        WorkFinished,
         VersionDeployed,
         StableRolledBack,
         ArchiveUnpacked,

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Fewer would mean that the work is no longer watched.
 LEAST = {
     "ArtifactReplaced": 8,
+    "WorkFinished": 9,
     "VersionDeployed": 12,
     "StableRolledBack": 6,
     "ArchiveUnpacked": 8,
