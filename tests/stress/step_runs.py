@@ -3,16 +3,20 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+
+from graftflow import seals
 
 ROOT = Path(__file__).resolve().parents[2]
 # A run of seconds: three classes of 16 tiles, one block, few pictures and few steps.
@@ -32,14 +36,17 @@ VALUES = {
     "version": 7,
     "model_name": "tiles",
 }
-# How long something took, what came from a cache, where the store is, whether a killed step had published already, and
-# digests of what holds a date; all other values of a JSON file are the same, run for run.
-_OF_THE_MOMENT = {"seconds", "computed", "cached", "time", "uri", "status", "sha256"}
-# How far a server's answers were from the evaluation's: below 1e-5, which the step itself sees to.
-_OF_THE_MOMENT |= {"largest_difference", "rest", "grpc"}
+# Where the store is, whether a killed step had published already, and how far a server's answers were from the
+# evaluation's: below 1e-5, which the step itself sees to.
+_DEPLOYED = {"uri", "status", *(f"validation.{name}" for name in ("largest_difference", "rest", "grpc"))}
+# How long something took and what came from a cache; all other values of a JSON file are the same, run for run.
+_COMPUTED = {"seconds", "computed", "cached"}
+_OF_THE_MOMENT = {
+    "deployment.json": {*_DEPLOYED, "validation.seconds"},
+    "features.json": _COMPUTED,
+    "shard.json": _COMPUTED,
+}
 _DATES = re.compile(rb"\d{4}-\d\d-\d\d[ T@]\d\d:\d\d(:\d\d)?( UTC|Z)?")
-# Sums are of bytes that may hold a date.
-_NEVER_THE_SAME = {"SHA256SUMS"}
 
 
 @dataclass
@@ -50,8 +57,8 @@ class Ended:
         code: exit code; minus a signal's number where one killed it.
         seconds: from its start to its end.
         log: what it printed, both streams.
-        told: ``returned``, ``metadata`` of its artifacts and how many ``changes`` of names it made; empty where it did
-            not come to its end.
+        told: ``returned``, ``metadata`` of its artifacts and the ``changes`` of names that it made, each an audit event
+            and the name; empty where it did not come to its end.
     """
 
     code: int
@@ -189,25 +196,35 @@ class SmallRun:
             **more,
         }
 
-    def run(self, step: str, folder: Path, *, kill_after: float | None = None, **more: Any) -> Ended:
-        """Run a step, killed after some seconds where these are given; returns how it ended.
+    def run(
+        self,
+        step: str,
+        folder: Path,
+        *,
+        kill_after: float | None = None,
+        kill_when: Callable[[int], bool] | None = None,
+        **more: Any,
+    ) -> Ended:
+        """Run a step, killed at a moment where one is given; returns how it ended.
 
         Args:
             step: the step.
             folder: of its artifacts.
             kill_after: seconds from the start of its work.
+            kill_when: is asked again and again, with the number of its process.
             **more: of :meth:`request`.
         """
         request = self.request(step, folder, **more)
-        return self.start_and_wait(request, kill_after)
-
-    def start_and_wait(self, request: dict[str, Any], kill_after: float | None = None) -> Ended:
-        """As :meth:`run`, of a request."""
         log, result = Path(request["log"]), Path(request["result"])
         result.unlink(missing_ok=True)
         before = log.stat().st_size if log.exists() else 0
         started = time.monotonic()
         self.pid = self._server.start({**request, "kill_after": kill_after})
+        while kill_when is not None and psutil.pid_exists(self.pid):
+            if kill_when(self.pid):
+                os.kill(self.pid, signal.SIGKILL)
+                break
+            time.sleep(0.05)
         code = self._server.wait()
         seconds = time.monotonic() - started
         text = log.read_bytes()[before:].decode(errors="replace")
@@ -237,26 +254,46 @@ def _kind(schema: str) -> str:
     return schema.split("@")[0].removeprefix("system.")
 
 
+def check_visible(expected: Path, folder: Path, *, asides: bool) -> None:
+    """Check that what can be seen of a step's artifacts is whole: each is absent, or as in an unbroken run, and sealed.
+
+    Args:
+        expected: the folder of an unbroken run's artifacts.
+        folder: of this run's; it may be missing.
+        asides: whether what was written aside may still lie there, as a killed process leaves it.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not (asides and path.name.startswith(".") and ".partial" in path.name):
+            assert not differences(expected / path.name, path), path.name
+
+
 def differences(expected: Path, found: Path) -> list[str]:
     """Return in what two artifacts differ, apart from dates and durations; nothing where they are the same.
 
-    Bytes are compared, but JSON by its values, arrays by theirs, and texts without their dates.
+    Bytes are compared, but JSON by its values, arrays by theirs, and texts without their dates. Where the expected one
+    is sealed the other must be what its own seal says: sums of bytes that hold a date are not those of another day.
     """
-    if expected.is_file():
-        return [] if found.is_file() and _same(expected, found) else [expected.name]
-    names = {p.relative_to(expected).as_posix() for p in expected.rglob("*") if p.is_file()}
-    others = {p.relative_to(found).as_posix() for p in found.rglob("*") if p.is_file()}
-    return sorted(names ^ others) + [n for n in sorted(names & others) if not _same(expected / n, found / n)]
+    if not expected.exists():
+        return [f"'{found}', which an unbroken run has not"]
+    if expected.is_file() or found.is_file():
+        return [] if _same(expected, found) else [expected.name]
+    names = {p.relative_to(expected).as_posix() for p in expected.rglob("*")}
+    others = {p.relative_to(found).as_posix() for p in found.rglob("*")}
+    changed = [n for n in sorted(names & others) if n != seals.FILE and not _same(expected / n, found / n)]
+    damage = seals.find_damage(found) if seals.FILE in names else None
+    return sorted(names ^ others) + changed + ([damage[1]] if damage else [])
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.name in _NEVER_THE_SAME or _content(one) == _content(other)
+    if one.is_dir() or other.is_dir():
+        return one.is_dir() and other.is_dir()
+    return other.is_file() and _content(one) == _content(other)
 
 
 def _content(path: Path) -> Any:
     data = path.read_bytes()
     if path.suffix == ".json" or data[:1] == b"{":
-        return _timeless(json.loads(data))
+        return _timeless(json.loads(data), _OF_THE_MOMENT.get(path.name, set()))
     if path.suffix == ".keras":
         return data
     if path.suffix == ".npz":
@@ -265,7 +302,12 @@ def _content(path: Path) -> Any:
     return _DATES.sub(b"", data)
 
 
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _timeless(v) for name, v in value.items() if name not in _OF_THE_MOMENT}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
+def _timeless(value: Any, changing: set[str]) -> Any:
+    """Return a JSON value without what is named in ``changing``; names of what lies deeper are joined by dots."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _timeless(each, {c.removeprefix(f"{name}.") for c in changing if c.startswith(f"{name}.")})
+        for name, each in value.items()
+        if name not in changing
+    }

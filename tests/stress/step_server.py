@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +63,35 @@ def run(request: dict[str, Any]) -> None:
         for name, kind in request["outputs"].items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    count = _watch_changes(request["below"], request.get("die_at", 0))
+    changes = _watch_changes(request["below"], request.get("die_at", 0))
     component = getattr(importlib.import_module(f"components.{step}"), step)
     returned = component.python_func(**inputs, **request["arguments"], **outputs)
     metadata = {name: made.metadata for name, made in outputs.items()}
-    told = {"returned": returned, "metadata": metadata, "changes": count()}
+    told = {"returned": returned, "metadata": metadata, "changes": changes}
     Path(request["result"]).write_text(json.dumps(told, allow_nan=False), encoding="utf-8")
 
 
-def _watch_changes(below: str, die_at: int) -> Callable[[], int]:
-    """Kill this process just before its ``die_at``-th change of a name below a folder; 0 only counts them."""
-    seen = 0
+def _watch_changes(below: str, die_at: int) -> list[tuple[str, str]]:
+    """Kill this process just before its ``die_at``-th change of a name below a folder, with 0 never.
+
+    Returns:
+        A list that grows: of each change the audit event and the name that is changed.
+    """
+    seen: list[tuple[str, str]] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
         if event == "open":
             changes = isinstance(arguments[2], int) and bool(arguments[2] & (os.O_CREAT | os.O_TRUNC))
         else:
             changes = event in _CHANGES
         # What shutil.rmtree removes it names by the open folder above and the last part of the path.
         if changes and any(below in str(a) or not str(a).startswith("/") for a in arguments[:1]):
-            seen += 1
-            if seen == die_at:
+            seen.append((event, str(arguments[0])))
+            if len(seen) == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    return lambda: seen
+    return seen
 
 
 def _child(request: dict[str, Any]) -> int:
