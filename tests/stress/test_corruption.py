@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graftflow import conversions, feature_shards, files, releases, seals
+from graftflow import feature_shards, files, releases, seals
 from graftflow.datasets import write_dataset
 from graftflow.errors import InputError
 from graftflow.feature_cache import FeatureCache
@@ -111,7 +111,7 @@ def test_a_damaged_conversion_gives_the_same_dataset(
 
     expected = convert("unbroken", None)
     with monkeypatch.context() as patch:  # as if killed at the very end
-        patch.setattr(conversions.shutil, "rmtree", lambda *a, **k: None)
+        patch.setattr(shutil, "rmtree", lambda *a, **k: None)
         write_left = tmp_path / "left"
         write_left.mkdir()
         write_dataset(
