@@ -1,6 +1,7 @@
 """The ``adversarial`` artifact: how often a classifier is fooled, by what, and whether to believe it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from graftflow.files import read_json, write_json
 from graftflow.folding import folded
 from graftflow.intervals import CONFIDENCE, share
 from graftflow.minimal_radii import minimal_radii
-from graftflow.predictions import Array, predict
+from graftflow.predictions import Array, in_batches, predict
 from graftflow.progress import Progress
 from graftflow.training import load_classifier
-from graftflow.triplets import write_triplets
+from graftflow.triplets import MOST, write_triplets
 
 __all__ = ["key_figures", "robust_accuracy", "stratified", "write_adversarial"]
 
@@ -93,9 +94,7 @@ def write_adversarial(
     )
     worst = attack_curves.worst_case(curves)
     checks = [
-        believability.agrees_with_evaluation(
-            pictures, predict(logits_of, pictures.decoded), evaluation_path, classes
-        ),
+        believability.agrees_with_evaluation(pictures, evaluation_path, classes),
         believability.within_radius([*curves, *sized]),
         believability.never_rises(worst),
         believability.pgd_beats_fgsm(curves),
@@ -218,7 +217,7 @@ def _curves(
     runs = [
         (attack, aim) for aim in (False, True)[: 1 + aims] for attack in able if attack.can_aim or not aim
     ]
-    lengths = [level / 255 * float(np.sqrt(pictures.pixels[0].size)) for level in _L2_LEVELS]
+    lengths = [level / 255 * float(np.sqrt(pictures.levels[0].size)) for level in _L2_LEVELS]
     total = sum(len(lengths if attack.norm == "l2" else radii) for attack, _ in runs)
     progress = Progress("adversarial attacks", total=total, unit="runs")
     curves: dict[str, list[Curve]] = {"linf": [], "l2": []}
@@ -233,6 +232,7 @@ def _curves(
             seed=seed,
             targeted=aim,
             before=curves[attack.norm],
+            shown=MOST if _is_shown(attack, aim) else 0,
             progress=progress,
         )
         curves[attack.norm].append(curve)
@@ -243,8 +243,12 @@ def _curves(
 
 
 def _strongest(curves: Sequence[Curve]) -> Curve:
-    """Return the curve that pictures are shown of: untargeted PGD."""
-    return next(c for c in curves if c.attack is attack_curves.PGD and not c.targeted)
+    """Return the curve that pictures are shown of."""
+    return next(curve for curve in curves if _is_shown(curve.attack, curve.targeted))
+
+
+def _is_shown(attack: attack_curves.Attack, targeted: bool) -> bool:
+    return attack is attack_curves.PGD and not targeted
 
 
 def _falls_at_last(
@@ -280,7 +284,7 @@ def _minimal(
         values = minimal_radii(
             attack_curves.PGD,
             logits_of,
-            pictures.pixels[chosen],
+            pictures.pixels_at(chosen),
             pictures.labels[chosen],
             radii=away[0].radii,
             fooled=attack_curves.worst_case(away)[:, chosen],
@@ -304,17 +308,17 @@ def _transfer(
     epsilon = radii[whole[attack_curves.telling_radius(worst[whole])]]
     few = slice(_TRANSFER_PICTURES)
     return transferability.transfer_matrix(
-        contenders, pictures.pixels[few], pictures.labels[few], epsilon=epsilon, steps=steps
+        contenders, pictures.pixels_at(few), pictures.labels[few], epsilon=epsilon, steps=steps
     )
 
 
 def _corruptions(logits_of: Any, pictures: AttackedPictures, seed: int) -> dict[str, Any]:
-    everyone = np.ones_like(pictures.right)
+    everyone, numbers = np.ones_like(pictures.right), np.arange(len(pictures.labels))
     progress = Progress("corruptions", total=len(corruptions.CORRUPTIONS), unit="kinds")
     rows = []
     for name, kind in corruptions.CORRUPTIONS.items():
         wrongs = [
-            predict(logits_of, corruptions.corrupt(pictures.pixels, name, severity, seed=seed)).argmax(axis=1)
+            in_batches(partial(_corrupted, logits_of, pictures, name, severity, seed), numbers)
             != pictures.labels
             for severity in corruptions.SEVERITIES
         ]
@@ -326,6 +330,14 @@ def _corruptions(logits_of: Any, pictures: AttackedPictures, seed: int) -> dict[
         "pictures": len(pictures.labels),
         "rows": rows,
     }
+
+
+def _corrupted(
+    logits_of: Any, pictures: AttackedPictures, name: str, severity: int, seed: int, some: Array
+) -> Array:
+    """Return the classes predicted for neighbouring pictures, corrupted."""
+    pixels = corruptions.corrupt(pictures.pixels_at(some), name, severity, seed=seed, first=int(some[0]))
+    return np.asarray(predict(logits_of, pixels).argmax(axis=1))
 
 
 def _l2(curves: Sequence[Curve]) -> dict[str, Any] | None:
@@ -355,7 +367,7 @@ def _descent(logits_of: Any, pictures: AttackedPictures, target_class: str) -> d
     chosen = chosen[:_DESCENT_PICTURES]
     success, moved = 0.0, 0.0
     if len(chosen):
-        original, targets = pictures.pixels[chosen], pictures.targets[chosen]
+        original, targets = pictures.pixels_at(chosen), pictures.targets[chosen]
         found = attacks.descend(
             logits_of,
             original,

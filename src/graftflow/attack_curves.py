@@ -17,7 +17,7 @@ from graftflow import attacks
 from graftflow.attacked_pictures import AttackedPictures
 from graftflow.epsilons import whole_levels
 from graftflow.intervals import share
-from graftflow.predictions import Array, in_batches, predict, through_png
+from graftflow.predictions import Array, batches, predict, through_png
 from graftflow.progress import Progress
 
 # Of Square, a picture and radius.
@@ -76,7 +76,8 @@ class Curve:
         reached: bool (e, n): the attack's own aim is reached.
         tried: bool (e, n): which it attacked at this radius.
         moved: float (e,): the largest change that was sent, in the radii's unit.
-        first: picture → the smallest radius at which a PNG of it fooled the model, and its levels, uint8 (s, s, 3).
+        first: picture → the smallest radius at which a PNG of it fooled the model, and its levels, uint8 (s, s, 3);
+            of the few that can be shown.
     """
 
     attack: Attack
@@ -130,9 +131,10 @@ def measure(
     seed: int,
     targeted: bool = False,
     before: Sequence[Curve] = (),
+    shown: int = 0,
     progress: Progress | None = None,
 ) -> Curve:
-    """Run one attack at every radius.
+    """Run one attack at every radius, a batch of pictures at a time.
 
     Args:
         attack: a row of the table.
@@ -143,6 +145,7 @@ def measure(
         seed: fixes random starts and moves.
         targeted: whether it aims at ``pictures.targets``.
         before: curves at the same radii whose fooled pictures an attack ``on_the_rest`` leaves alone and takes over.
+        shown: of how many pictures strips are to be made: among ``first`` are those to choose from.
         progress: advances by one a radius.
     """
     labels = pictures.targets if targeted else pictures.labels
@@ -150,9 +153,9 @@ def measure(
     attacked = base & pictures.right
     clean = pictures.probabilities.argmax(axis=1)
     predicted, done, was_rounded = clean.copy(), np.zeros_like(attacked), False
-    first: dict[int, tuple[float, Array]] = {}
+    kept = _Kept(pictures, shown)
     wrongs, reacheds, trieds, moves = [], [], [], []
-    signs = _signs(attack, logits_of, pictures.pixels, labels, attacked, targeted)
+    signs = _signs(attack, logits_of, pictures, labels, attacked, targeted)
     for number, epsilon in enumerate(radii):
         rounded = counts_pictures_of_8_bits(attack.norm, epsilon)
         # What float pixels achieved says nothing about pictures of 8 bits.
@@ -160,21 +163,16 @@ def measure(
             predicted, done, was_rounded = clean.copy(), np.zeros_like(attacked), rounded
         taken = _fooled(before, number) & attacked if attack.on_the_rest else np.zeros_like(attacked)
         todo = np.flatnonzero(attacked & ~done & ~taken)
-        moved = 0.0
-        if len(todo):
-            shot = Shot(logits_of, epsilon, steps, seed, targeted, rounded)
-            found = in_batches(partial(attack.run, shot), pictures.pixels[todo], labels[todo], signs[todo])
+        moved, shot = 0.0, Shot(logits_of, epsilon, steps, seed, targeted, rounded)
+        for some in batches(todo):
+            own = pictures.pixels_at(some)
+            found = np.asarray(attack.run(shot, own, labels[some], signs[some].astype(np.float32)))
             sent = through_png(found) if rounded else found
-            moved = largest_change(sent, pictures.pixels[todo], attack.norm, rounded=rounded)
-            predicted[todo] = predict(logits_of, sent).argmax(axis=1)
-            done = attacked & ((predicted == labels) == targeted)
+            moved = max(moved, largest_change(sent, own, attack.norm, rounded=rounded))
+            predicted[some] = predict(logits_of, sent).argmax(axis=1)
+            done[some] = (predicted[some] == labels[some]) == targeted
             if rounded:
-                # A copy of whole levels: a view would keep the pictures of all radii in memory.
-                first |= {
-                    int(i): (epsilon, np.round(255 * x).astype(np.uint8))
-                    for i, x in zip(todo, sent, strict=True)
-                    if done[i] and int(i) not in first
-                }
+                kept.add(epsilon, some[done[some]], sent[done[some]])
         wrongs.append((predicted != pictures.labels) | taken)
         reacheds.append(done | taken)
         trieds.append(np.isin(np.arange(len(done)), todo))
@@ -191,8 +189,28 @@ def measure(
         np.array(reacheds),
         np.array(trieds),
         np.array(moves),
-        first,
+        kept.first,
     )
+
+
+class _Kept:
+    """Fooled pictures of which strips may be made: of each radius no more than can be chosen, however many fall."""
+
+    def __init__(self, pictures: AttackedPictures, shown: int) -> None:
+        self.first: dict[int, tuple[float, Array]] = {}
+        self._pictures, self._shown = pictures, shown
+        self._seen = np.zeros(len(pictures.labels), bool)
+
+    def add(self, epsilon: float, fooled: Array, sent: Array) -> None:
+        """Take the pictures that fell at a radius and at no smaller one; their levels are copies, not views."""
+        if not self._shown:
+            return
+        fresh, self._seen[fooled] = ~self._seen[fooled], True
+        for number, pixels in zip(fooled[fresh], sent[fresh], strict=True):
+            self.first[int(number)] = epsilon, np.round(255 * pixels).astype(np.uint8)
+        here = [number for number, (radius, _) in self.first.items() if radius == epsilon]
+        for number in set(here) - set(self._pictures.surest(here, self._shown)):
+            del self.first[number]
 
 
 def turned_round(curve: Curve, pictures: AttackedPictures) -> Curve:
@@ -238,13 +256,20 @@ def _fooled(before: Sequence[Curve], number: int) -> Array:
 
 
 def _signs(
-    attack: Attack, logits_of: Any, pixels: Array, labels: Array, attacked: Array, targeted: bool
+    attack: Attack,
+    logits_of: Any,
+    pictures: AttackedPictures,
+    labels: Array,
+    attacked: Array,
+    targeted: bool,
 ) -> Array:
-    """Return the signs that FGSM steps along at every radius, once for all; zeros for the others."""
-    signs = np.zeros_like(pixels)
-    if attack.run is fgsm and attacked.any():
-        gradient = partial(attacks.signed_gradient, logits_of, targeted=targeted)
-        signs[attacked] = in_batches(gradient, pixels[attacked], labels[attacked])
+    """Return the signs that FGSM steps along at every radius, once for all, ``int8``; zeros for the others."""
+    if attack.run is not fgsm:
+        return np.broadcast_to(np.int8(0), pictures.levels.shape)
+    signs = np.zeros(pictures.levels.shape, np.int8)
+    for some in batches(np.flatnonzero(attacked)):
+        pixels = pictures.pixels_at(some)
+        signs[some] = attacks.signed_gradient(logits_of, pixels, labels[some], targeted=targeted)
     return signs
 
 

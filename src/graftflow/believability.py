@@ -146,7 +146,6 @@ _NOISE_WHY = "where noise does as well as the attack, the figure tells of noise 
 
 def agrees_with_evaluation(
     pictures: AttackedPictures,
-    probabilities: Array,
     evaluation_path: str | Path | None,
     classes: Sequence[str],
 ) -> dict[str, Any]:
@@ -154,7 +153,6 @@ def agrees_with_evaluation(
 
     Args:
         pictures: what is attacked.
-        probabilities: ``float32 (n, k)`` of ``pictures.decoded``.
         evaluation_path: an ``evaluation`` artifact of the same model and data, or ``None``.
         classes: the ``k`` names.
 
@@ -169,8 +167,9 @@ def agrees_with_evaluation(
     if not known:
         return check(name, False, "the evaluation holds none of these pictures", why)
     expected = np.array([told[pictures.paths[index]] for index in known])
-    largest = float(np.abs(expected - probabilities[known]).max())
-    others = int((expected.argmax(axis=1) != probabilities[known].argmax(axis=1)).sum())
+    probabilities = pictures.file_probabilities[known]
+    largest = float(np.abs(expected - probabilities).max())
+    others = int((expected.argmax(axis=1) != probabilities.argmax(axis=1)).sum())
     return check(
         name,
         len(known) == len(pictures.paths) and largest <= _SAME.get(device, _SAME["GPU"]),

@@ -42,7 +42,7 @@ class Corruption:
     apply: Callable[[Array, float, np.random.Generator], Any]
 
 
-def corrupt(pixels: Array, name: str, severity: int, *, seed: int) -> Array:
+def corrupt(pixels: Array, name: str, severity: int, *, seed: int, first: int = 0) -> Array:
     """Corrupt pictures, each for itself, and round them to 8 bits, as a server would receive them.
 
     Args:
@@ -50,6 +50,7 @@ def corrupt(pixels: Array, name: str, severity: int, *, seed: int) -> Array:
         name: one of :data:`CORRUPTIONS`.
         severity: 1 (weak) to 5 (strong).
         seed: fixes the noise; severities share it, so that a stronger one is the same noise, larger.
+        first: number of the first picture among all: with the seed it fixes a picture's noise, whatever its batch.
 
     Returns:
         ``float32 (n, s, s, 3)``, whole multiples of 1/255 in [0, 1].
@@ -67,7 +68,7 @@ def corrupt(pixels: Array, name: str, severity: int, *, seed: int) -> Array:
     value = kind.values[severity - 1] * (pixels.shape[1] / _SIDE if kind.is_length else 1)
     corrupted = np.empty(pixels.shape, np.float32)
     for index, picture in enumerate(pixels):
-        corrupted[index] = kind.apply(picture, value, np.random.default_rng((seed, index)))
+        corrupted[index] = kind.apply(picture, value, np.random.default_rng((seed, first + index)))
     levels = np.round(np.clip(corrupted, 0, 1) * np.float32(255))
     return np.asarray(levels / np.float32(255), np.float32)
 

@@ -1,6 +1,6 @@
 """Predictions of pictures in memory: in batches, and as a server would see them, through a PNG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from graftflow import attacks, preprocessing
 
-_BATCH = 32
+# Pictures at work at once: what is held of all others are their levels.
+BATCH = 32
 
 Array = np.ndarray[Any, Any]
 
@@ -30,15 +31,19 @@ def predict(logits_of: Any, pixels: Array) -> Array:
 
 def in_batches(function: Callable[..., Any], *arrays: Array) -> Array:
     """Apply ``function`` to the arrays' batches of at most 32 pictures and join what it returns."""
-    starts = range(0, len(arrays[0]), _BATCH)
-    parts = [function(*(array[start : start + _BATCH] for array in arrays)) for start in starts]
+    parts = [function(*some) for some in zip(*map(batches, arrays), strict=True)]
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def as_png(pixels: Array) -> list[bytes]:
+def batches(array: Array) -> Iterator[Array]:
+    """Return an array's batches of at most 32 rows."""
+    return (array[start : start + BATCH] for start in range(0, len(array), BATCH))
+
+
+def as_png(pixels: Array, compression: int = 1) -> list[bytes]:
     """Encode pictures ``float32 (n, s, s, 3)`` in [0, 1] as PNG files, each channel rounded to 8 bits."""
     levels = np.round(np.asarray(pixels) * 255).astype(np.uint8)
-    return [tf.io.encode_png(picture, compression=1).numpy() for picture in levels]
+    return [tf.io.encode_png(picture, compression=compression).numpy() for picture in levels]
 
 
 def through_png(pixels: Array, size: int | None = None) -> Array:
@@ -51,7 +56,8 @@ def through_png(pixels: Array, size: int | None = None) -> Array:
     Returns:
         ``float32 (n, size, size, 3)`` in [0, 1].
     """
-    return decode(as_png(pixels), size or int(pixels.shape[1]))
+    # Nobody keeps these files: packing them took longer than a pass through the network.
+    return decode(as_png(pixels, compression=0), size or int(pixels.shape[1]))
 
 
 def decode(pictures: Sequence[bytes], size: int) -> Array:
@@ -60,6 +66,6 @@ def decode(pictures: Sequence[bytes], size: int) -> Array:
 
 
 # Eagerly its map would decode one picture at a time.
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _decode(pictures: tf.Tensor, size: int) -> tf.Tensor:
     return preprocessing.decode_batch(pictures, size)

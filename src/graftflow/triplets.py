@@ -11,7 +11,7 @@ from graftflow.attack_curves import Curve
 from graftflow.attacked_pictures import AttackedPictures
 from graftflow.predictions import Array, predict, through_png
 
-_MOST = 4
+MOST = 4
 
 
 def write_triplets(
@@ -34,7 +34,7 @@ def write_triplets(
     for number, index in enumerate(_telling(pictures, curve)):
         epsilon, levels = curve.first[index]
         adversarial = through_png(levels[None] / np.float32(255))[0]
-        original = pictures.pixels[index]
+        original = pictures.pixels_at(index)
         grey = np.clip(0.5 + 10 * (adversarial - original), 0, 1)
         strip = np.concatenate([original, grey, adversarial], axis=1)
         file = f"triplets/{number}.png"
@@ -57,7 +57,7 @@ def _telling(pictures: AttackedPictures, curve: Curve) -> list[int]:
     """Choose fooled pictures of different radii and classes, of these the surest before."""
     chosen: list[int] = []
     left = sorted(curve.first)
-    while left and len(chosen) < _MOST:
+    while left and len(chosen) < MOST:
 
         def rank(index: int) -> tuple[int, int, float]:
             radius, label = curve.first[index][0], pictures.labels[index]

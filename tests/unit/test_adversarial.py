@@ -317,17 +317,17 @@ def some_pictures() -> tuple[AttackedPictures, Any]:
     """Eight grey pictures told apart by their brightness, and what tells them apart."""
     import tensorflow as tf
 
-    levels = np.round(np.linspace(90, 160, 8)).astype(np.float32) / 255
-    pixels = np.tile(levels[:, None, None, None], (1, 4, 4, 3))
-    labels = np.int64(levels > 0.5)
+    bright = np.round(np.linspace(90, 160, 8)).astype(np.uint8)
+    levels = np.tile(bright[:, None, None, None], (1, 4, 4, 3))
+    labels = np.int64(bright > 127)
 
     def logits_of(x: Any) -> Any:
         bright = tf.reduce_mean(x, axis=(1, 2, 3)) - 0.5
         return tf.stack([-9 * bright, 9 * bright], axis=1)
 
-    probabilities = tf.nn.softmax(logits_of(pixels)).numpy()
+    probabilities = tf.nn.softmax(logits_of(levels / np.float32(255))).numpy()
     paths = tuple(str(i) for i in range(8))
-    return AttackedPictures(pixels, pixels, labels, 1 - labels, probabilities, paths), logits_of
+    return AttackedPictures(levels, labels, 1 - labels, probabilities, probabilities, paths), logits_of
 
 
 def test_random_noise_that_fools_is_told() -> None:

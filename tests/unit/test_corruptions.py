@@ -39,6 +39,7 @@ def test_a_picture_is_corrupted_alike_in_any_company(name: str, pixels: np.ndarr
     together = corrupt(pixels, name, 3, seed=4)
     assert np.array_equal(together, corrupt(pixels, name, 3, seed=4))
     assert np.array_equal(together[:1], corrupt(pixels[:1], name, 3, seed=4))
+    assert np.array_equal(together[1:], corrupt(pixels[1:], name, 3, seed=4, first=1))
 
 
 def test_only_noise_depends_on_the_seed(pixels: np.ndarray) -> None:
