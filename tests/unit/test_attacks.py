@@ -370,3 +370,16 @@ def test_an_unknown_imagenet_name_names_its_neighbours() -> None:
         imagenet_index("siamese")
     with pytest.raises(InputError, match="'cardigan'"):
         imagenet_index("CARDIGAN")
+
+
+def test_the_number_of_classes_is_told_without_a_pass(
+    logits_of: keras.Model, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passed(*_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(networks, "predict_logits", passed)
+        assert networks.num_classes(logits_of, pixels) == 3
+    # A graph that does not tell it is run.
+    assert networks.num_classes(lambda x: tf.reshape(x, (tf.shape(x)[0], -1)), pixels) == SIDE * SIDE * 3

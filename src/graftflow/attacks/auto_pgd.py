@@ -131,7 +131,7 @@ class _State(NamedTuple):
         return cls(x, x, g, f, x, g, f, eta, tf.zeros_like(f), tf.ones_like(f, tf.bool), f)
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _momentum(
     x: tf.Tensor,
     x_before: tf.Tensor,
@@ -144,7 +144,7 @@ def _momentum(
     return project(x + alpha * (z - x) + (1.0 - alpha) * (x - x_before), centre, epsilon, norm)
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _moved(s: _State, x: tf.Tensor, f: tf.Tensor, g: tf.Tensor) -> _State:
     better = f > s.f_max
     return s._replace(
@@ -159,7 +159,7 @@ def _moved(s: _State, x: tf.Tensor, f: tf.Tensor, g: tf.Tensor) -> _State:
     )
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _halved(s: _State, enough: tf.Tensor) -> _State:
     halve = (s.rises < enough) | (~s.halved & (s.f_max <= s.f_max_then))
     return s._replace(

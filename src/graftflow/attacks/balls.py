@@ -62,7 +62,7 @@ def length(x: tf.Tensor) -> tf.Tensor:
     return largest * tf.sqrt(tf.reduce_sum(tf.square(x / largest), axis=(1, 2, 3), keepdims=True))
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def step(
     x: tf.Tensor, centre: tf.Tensor, gradient: tf.Tensor, size: tf.Tensor, epsilon: tf.Tensor, norm: Norm
 ) -> tf.Tensor:
@@ -109,7 +109,7 @@ def round_within(x: tf.Tensor, centre: tf.Tensor, levels: tf.Tensor, norm: Norm)
     return _whole_levels_within(x, centre, levels, norm) / 255.0
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _whole_levels_within(x: tf.Tensor, centre: tf.Tensor, levels: tf.Tensor, norm: Norm) -> tf.Tensor:
     middle = tf.round(centre * 255.0)
     if norm == "linf":

@@ -72,7 +72,7 @@ def descend(
     return sent(adversarial)
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _total_variation_gradient(pixels: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape() as tape:
         tape.watch(pixels)

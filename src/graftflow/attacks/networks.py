@@ -38,6 +38,18 @@ def predict_logits(logits_of: Logits, pixels: tf.Tensor) -> tf.Tensor:
     return predict_pass(logits_of, pixels)
 
 
+def num_classes(logits_of: Logits, pixels: tf.Tensor) -> int:
+    """Return how many logits ``logits_of`` gives for ``pixels``, compiled; it runs only where its graph does not say.
+
+    Args:
+        logits_of: pixels → logits.
+        pixels: ``float32 (n, h, w, 3)``.
+    """
+    told = predict_pass.get_concrete_function(logits_of, _any_number(pixels)).output_shapes
+    known = told[1] if told.rank == 2 else None
+    return int(predict_logits(logits_of, pixels[:1]).shape[1] if known is None else known)
+
+
 def ascend(
     logits_of: Logits,
     loss: Loss,
@@ -94,7 +106,7 @@ def _one_of(which: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, targets: tf.
 
 
 # Compiled before the first call for any number of pictures: a shrinking batch compiles nothing again.
-@tf.function  # type: ignore[untyped-decorator]
+@tf.function(autograph=False)  # type: ignore[untyped-decorator]
 def gradient_pass(
     logits_of: Logits,
     loss: Loss | None,
@@ -113,7 +125,7 @@ def gradient_pass(
     return logits, raised, gradient
 
 
-@tf.function  # type: ignore[untyped-decorator]
+@tf.function(autograph=False)  # type: ignore[untyped-decorator]
 def predict_pass(logits_of: Logits, pixels: tf.Tensor) -> tf.Tensor:
     """The graph of :func:`predict_logits`."""
     return logits_of(pixels)

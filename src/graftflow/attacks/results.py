@@ -11,7 +11,7 @@ import tensorflow as tf
 from graftflow.attacks import balls
 from graftflow.attacks.balls import Norm
 from graftflow.attacks.losses import Loss, log_odds_against
-from graftflow.attacks.networks import Logits, ascend, predict_logits
+from graftflow.attacks.networks import Logits, ascend, num_classes, predict_logits
 from graftflow.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -69,7 +69,7 @@ class Problem:
                 "pixels must have the shape (n, h, w, 3) and labels (n,). "
                 f"Received: {tuple(pixels.shape)} and {tuple(labels.shape)}."
             )
-        classes = predict_logits(logits_of, pixels[:1]).shape[1]
+        classes = num_classes(logits_of, pixels)
         if classes < 2:
             raise InputError(f"an attack needs logits of at least 2 classes. Received: {classes}.")
         if any(not 0 <= label < classes for label in labels.numpy()):

@@ -100,7 +100,7 @@ class _Draws:
         self.signs = generator.choice(_SIGNS, (queries, 3))
 
 
-@tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+@tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
 def _with_squares(
     x: tf.Tensor,
     centre: tf.Tensor,
