@@ -1,6 +1,7 @@
 """The ``adversarial`` artifact: how often a classifier is fooled, by what, and whether to believe it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from graftflow.attacked_pictures import AttackedPictures, load, stratified
 from graftflow.epsilons import whole_levels
 from graftflow.errors import InputError, unknown_name
 from graftflow.files import read_json, write_json
-from graftflow.folding import folded
 from graftflow.intervals import CONFIDENCE, share
 from graftflow.minimal_radii import minimal_radii
 from graftflow.predictions import Array, in_batches, predict
@@ -82,11 +82,11 @@ def write_adversarial(
     classes = datasets.load_info(Path(dataset_path)).classes
     if target_class and target_class not in classes:
         raise unknown_name("target_class", target_class, classes)
-    model = _load_model(model_path, len(classes))
-    logits_of = attacks.logits_model(model)
+    attacked = transferability.contender("attacked", _load_model(model_path, len(classes)))
+    logits_of = attacked.ready()
     target = classes.index(target_class) if target_class else None
-    pictures = load(logits_of, Path(dataset_path), num_pictures, target, model.input_shape[1], seed)
-    contenders = _contenders(model, model_path, head_path, weights, other_model_path, len(classes))
+    pictures = load(logits_of, Path(dataset_path), num_pictures, target, attacked.size, seed)
+    contenders = _contenders(attacked, model_path, head_path, weights, other_model_path, len(classes))
 
     curves, sized = _curves(logits_of, pictures, radii, steps, seed, aims=len(classes) > 2)
     noise = attack_curves.measure(
@@ -177,7 +177,7 @@ def _checked(num_pictures: int, epsilons: Sequence[float], steps: int) -> list[f
 
 
 def _load_model(path: str | Path, num_classes: int) -> Any:
-    model = folded(load_classifier(path))
+    model = load_classifier(path)
     if model.output_shape[-1] != num_classes:
         raise InputError(
             f"the model must have an output for each of the data's {num_classes} classes. "
@@ -187,7 +187,7 @@ def _load_model(path: str | Path, num_classes: int) -> Any:
 
 
 def _contenders(
-    model: Any,
+    attacked: transferability.Contender,
     model_path: str | Path,
     head_path: str | Path | None,
     weights: str,
@@ -198,13 +198,13 @@ def _contenders(
     if head_path is None and other_model_path is None:
         return []
     kept = read_json(Path(model_path) / "model.json").get("chosen") == "head"
-    contenders = [transferability.contender("features only" if kept else "fine-tuned", model)]
+    contenders = [replace(attacked, name="features only" if kept else "fine-tuned")]
     if head_path is not None and not kept:
-        contenders.append(transferability.features_only(head_path, weights=weights))
+        contenders.append(transferability.features_only(head_path, weights=weights, known=contenders))
     if other_model_path is not None:
         name = read_json(Path(other_model_path) / "model.json")["backbone"]["name"]
         other = _load_model(other_model_path, num_classes)
-        contenders.append(transferability.contender(f"other model, {name}", other))
+        contenders.append(transferability.contender(f"other model, {name}", other, contenders))
     return contenders
 
 

@@ -55,6 +55,18 @@ def refold(copy: keras.Model, model: keras.Model) -> None:
             layer.set_weights(network.get_layer(layer.name).get_weights())
 
 
+def alike(first: keras.Model, second: keras.Model) -> bool:
+    """Return whether two models differ in nothing but their weights, and names and what is trained of them."""
+
+    def told(config: Any) -> Any:
+        if isinstance(config, dict):
+            return {key: told(value) for key, value in config.items() if key != "trainable"}
+        return [told(value) for value in config] if isinstance(config, (list, tuple)) else config
+
+    ours, others = ({**told(model.get_config()), "name": None} for model in (first, second))
+    return bool(ours == others)
+
+
 def normalisations(network: keras.Model) -> list[keras.layers.Layer]:
     """Return a backbone's batch normalisations of maps ``(n, h, w, c)``, first to last."""
     found = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]

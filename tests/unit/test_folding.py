@@ -84,3 +84,19 @@ def test_new_weights_are_taken_over(classifier: keras.Model, pixels: np.ndarray)
     one, other = (_logits_and_gradient(model, pixels)[0] for model in (classifier, copy))
     np.testing.assert_allclose(other, one, rtol=1e-4)
     assert stale > 100 * np.abs(other - one).max()
+
+
+def test_models_are_alike_whatever_their_weights_and_unlike_in_any_setting(classifier: keras.Model) -> None:
+    config = classifier.get_config()
+    same = keras.Model.from_config({**config, "name": "another"})
+    same.get_layer("backbone").trainable = True
+    assert folding.alike(classifier, same)
+    pooled = keras.models.clone_model(
+        classifier,
+        clone_function=lambda layer: (
+            keras.layers.Activation("sigmoid", name=layer.name)
+            if layer.name == "probabilities"
+            else layer.__class__.from_config(layer.get_config())
+        ),
+    )
+    assert not folding.alike(classifier, pooled)
