@@ -119,50 +119,86 @@ def draw_ideal(
     Raises:
         InputError: where a setting is out of range.
     """
-    _check(steps, size)
-    seen = int(classifier.input_shape[1])
-    judge = judge_of(classifier)
-    labels = tf.constant(list(classes), tf.int64)
-    shape = (2, 3, size, size // 2 + 1)
-    # Noise of its own for every class: a picture does not depend on which others are drawn with it.
-    noise = [tf.random.stateless_normal(shape, tf.constant((seed, index), tf.int64)) for index in classes]
-    spectrum = tf.Variable(0.01 * tf.stack(noise, axis=1))
-    optimizer = keras.optimizers.Adam(_LEARNING_RATE)
-    optimizer.build([spectrum])
+    artist = Artist(classifier, size)
+    drawn = artist.draw(classes, steps=steps, seed=seed, num_frames=num_frames, advance=advance)
+    sure = artist.probabilities(np.stack([pixels for pixels, _ in drawn]), classes)
+    return [
+        Drawing(pixels, probability, frames)
+        for (pixels, frames), probability in zip(drawn, sure, strict=True)
+    ]
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def ascend(transform: tf.Tensor, blur: tf.Tensor) -> None:
-        with tf.GradientTape() as tape:
-            pixels = _pixels_of(spectrum, size, blur)
-            logits, unnatural = judge(_transformed(pixels, transform, seen))
+
+class Artist:
+    """Draws ideal images of a classifier's classes; whatever classes, and however many, it is compiled once.
+
+    Args:
+        classifier: as for :func:`draw_ideal`. It draws with the weights that it has now.
+        size: side of the pictures in pixels, 8 … 1024.
+    """
+
+    def __init__(self, classifier: keras.Model, size: int) -> None:
+        self._size, self._seen = size, int(classifier.input_shape[1])
+        self._judge = judge_of(classifier)
+        spectrum = tf.TensorSpec((2, None, 3, size, size // 2 + 1))
+        signature = [spectrum, tf.TensorSpec((None,), tf.int64), tf.TensorSpec((8,)), tf.TensorSpec(())]
+        self._slope = tf.function(self._slope_of, input_signature=signature, autograph=False)
+
+    def draw(
+        self,
+        classes: Sequence[int],
+        *,
+        steps: int,
+        seed: int,
+        num_frames: int = 0,
+        advance: Callable[[], None] = lambda: None,
+    ) -> list[tuple[Array, list[Array]]]:
+        """Return pixels and frames of a picture a class, as :func:`draw_ideal` does.
+
+        Raises:
+            InputError: where the size or ``steps`` is out of range.
+        """
+        _check(steps, self._size)
+        size, labels = self._size, tf.constant(list(classes), tf.int64)
+        shape = (2, 3, size, size // 2 + 1)
+        # Noise of its own for every class: a picture does not depend on which others are drawn with it.
+        noise = [tf.random.stateless_normal(shape, tf.constant((seed, index), tf.int64)) for index in classes]
+        spectrum = tf.Variable(0.01 * tf.stack(noise, axis=1))
+        optimizer = keras.optimizers.Adam(_LEARNING_RATE)
+        optimizer.build([spectrum])
+        generator = np.random.default_rng(seed)
+        # The picture changes most at first.
+        last = max(num_frames - 1, 1)
+        kept = {round((steps - 1) * (place / last) ** 1.5) for place in range(num_frames)}
+        stages: list[Array] = []
+        for step in range(steps):
+            blur = _blur_of(max(0.0, 1 - step / (_SHARP_FROM * steps)), size)
+            transform = tf.constant(_random_transform(generator, size, self._seen), tf.float32)
+            optimizer.apply([self._slope(spectrum, labels, transform, blur)], [spectrum])
+            if step in kept:
+                shown = _stretched(_pixels_of(spectrum, size, blur).numpy())
+                stages.append(np.round(255 * shown).astype(np.uint8))
+            advance()
+        drawn = _stretched(_pixels_of(spectrum, size, _blur_of(0.0, size)).numpy())
+        return [(pixels, [stage[number] for stage in stages]) for number, pixels in enumerate(drawn)]
+
+    def probabilities(self, pixels: Array, classes: Sequence[int]) -> list[float]:
+        """Return those of a class for each of the pictures ``(n, size, size, 3)``, received as a server would."""
+        found = tf.nn.softmax(self._judge(_as_received(pixels, self._seen))[0])
+        return [float(row[index]) for row, index in zip(found, classes, strict=True)]
+
+    def _slope_of(
+        self, spectrum: tf.Tensor, labels: tf.Tensor, transform: tf.Tensor, blur: tf.Tensor
+    ) -> tf.Tensor:
+        """Return the loss's gradient for the spectrum."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(spectrum)
+            pixels = _pixels_of(spectrum, self._size, blur)
+            logits, unnatural = self._judge(_transformed(pixels, transform, self._seen))
             own = tf.gather(logits, labels, batch_dims=1)
             cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = (
-                cross_entropy - own + _SMOOTHNESS * attacks.total_variation(pixels) + _NATURALNESS * unnatural
-            )
-        optimizer.apply(tape.gradient(loss, [spectrum]), [spectrum])
-
-    generator = np.random.default_rng(seed)
-    # The picture changes most at first.
-    last = max(num_frames - 1, 1)
-    kept = {round((steps - 1) * (place / last) ** 1.5) for place in range(num_frames)}
-    frames: list[Array] = []
-    for step in range(steps):
-        rest = max(0.0, 1 - step / (_SHARP_FROM * steps))
-        transform = _random_transform(generator, size, seen)
-        blur = _blur_of(rest, size)
-        ascend(tf.constant(transform, tf.float32), blur)
-        if step in kept:
-            frames.append(
-                np.round(255 * _stretched(_pixels_of(spectrum, size, blur).numpy())).astype(np.uint8)
-            )
-        advance()
-    drawn = _stretched(_pixels_of(spectrum, size, _blur_of(0.0, size)).numpy())
-    probabilities = tf.nn.softmax(judge(_as_received(drawn, seen))[0])
-    return [
-        Drawing(drawn[number], float(probabilities[number, index]), [frame[number] for frame in frames])
-        for number, index in enumerate(classes)
-    ]
+            variation = _SMOOTHNESS * attacks.total_variation(pixels)
+            loss = cross_entropy - own + variation + _NATURALNESS * unnatural
+        return tape.gradient(loss, spectrum)
 
 
 def judge_of(classifier: keras.Model) -> Judge:
@@ -186,18 +222,34 @@ def judge_of(classifier: keras.Model) -> Judge:
         _kept(norm, normalised=not isinstance(layer, keras.layers.BatchNormalization))
         for norm, layer in zip(norms, layers, strict=True)
     ]
+    unnatural = _distance(kept) if kept else None
 
     def judge(pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = tf.nest.flatten(parts(pixels_to_input(pixels), training=False))
-        unnatural = tf.zeros(tf.shape(pixels)[:1])
-        for (centre, deviation, least), found in zip(kept, outputs[1:], strict=True):
-            mean, variance = _moments(tf.cast(found, tf.float32))
-            apart = ((mean - centre) / deviation) ** 2
-            apart += (tf.sqrt(variance / deviation**2 + least) - 1.0) ** 2
-            unnatural += tf.reduce_mean(apart, axis=1) / len(norms)
-        return head(outputs[0]), unnatural
+        return head(outputs[0]), unnatural(outputs[1:]) if unnatural else tf.zeros(tf.shape(pixels)[:1])
 
     return judge
+
+
+def _distance(kept: Sequence[tuple[Array, Array, Array]]) -> Callable[[Sequence[tf.Tensor]], tf.Tensor]:
+    """Return a function from the layers' maps to how far their statistics are from those that are kept, ``(n,)``.
+
+    It takes the channels of all layers together: layer by layer these small operations take as long to trace and
+    compile as the network itself.
+    """
+    centre, deviation, least = (np.concatenate(values) for values in zip(*kept, strict=True))
+    share = np.concatenate(
+        [np.full(len(c), np.float32(1 / len(kept)) / np.float32(len(c))) for c, *_ in kept]
+    )
+
+    def distance(maps: Sequence[tf.Tensor]) -> tf.Tensor:
+        moments = [_moments(tf.cast(found, tf.float32)) for found in maps]
+        mean, variance = (tf.concat(values, axis=1) for values in zip(*moments, strict=True))
+        apart = ((mean - centre) / deviation) ** 2
+        apart += (tf.sqrt(variance / deviation**2 + least) - 1.0) ** 2
+        return tf.reduce_sum(apart * share, axis=1)
+
+    return distance
 
 
 def _kept(norm: keras.layers.BatchNormalization, *, normalised: bool) -> tuple[Array, Array, Array]:

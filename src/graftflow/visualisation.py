@@ -15,7 +15,7 @@ from graftflow.explanations import write_explanations
 from graftflow.feature_maps import write_feature_maps
 from graftflow.feature_projections import write_projection
 from graftflow.files import read_json, write_json
-from graftflow.ideal_images import SIZE, draw_ideal, write_animation
+from graftflow.ideal_images import SIZE, Artist, write_animation
 from graftflow.imagenet_classes import imagenet_index
 from graftflow.neighbours import write_neighbours
 from graftflow.picture_files import read_by_path, save_jpeg
@@ -139,19 +139,20 @@ def _write_ideal(
     progress = Progress(f"ideal pictures of {kind} classes", total=len(groups) * steps, unit="steps")
     animated = kind == "ImageNet"
     rows: list[dict[str, Any]] = []
+    if not groups:
+        return rows
+    artist = Artist(model, SIZE if animated else _TRAINED_SIZE)
     for group in groups:
-        drawings = draw_ideal(
-            model,
+        drawings = artist.draw(
             [indices[name] for name in group],
-            size=SIZE if animated else _TRAINED_SIZE,
             steps=steps,
             seed=seed,
             num_frames=_NUM_FRAMES if animated else 0,
             advance=progress.advance,
         )
-        for name, drawing in zip(group, drawings, strict=True):
+        for name, (pixels, frames) in zip(group, drawings, strict=True):
             stem = f"ideal-{kind.lower()}-{len(rows)}"
-            save_jpeg(folder / f"{stem}.jpg", drawing.pixels)
+            save_jpeg(folder / f"{stem}.jpg", pixels)
             row: dict[str, Any] = {
                 "file": f"{stem}.jpg",
                 "class": name,
@@ -160,14 +161,13 @@ def _write_ideal(
             }
             if animated:
                 row["animation"] = f"{stem}.webp"
-                write_animation(folder / row["animation"], drawing.frames, most_bytes=_ANIMATION_BYTES)
+                write_animation(folder / row["animation"], frames, most_bytes=_ANIMATION_BYTES)
             rows.append(row)
-    if rows:
-        # Of the pictures as they stand in their files; all at once: one call of a model that is not compiled.
-        files = tf.constant([(folder / row["file"]).read_bytes() for row in rows])
-        seen = model(preprocessing.decode_batch(files, model.input_shape[1]), training=False)
-        for row, probabilities in zip(rows, np.asarray(seen), strict=True):
-            row["probability"] = float(probabilities[indices[row["class"]]])
+    # Of the pictures as they stand in their files; all at once: one call of a model that is not compiled.
+    files = tf.constant([(folder / row["file"]).read_bytes() for row in rows])
+    seen = model(preprocessing.decode_batch(files, model.input_shape[1]), training=False)
+    for row, probabilities in zip(rows, np.asarray(seen), strict=True):
+        row["probability"] = float(probabilities[indices[row["class"]]])
     return rows
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from graftflow import attacks, backbones, ideal_images
 from graftflow.errors import InputError
-from graftflow.ideal_images import draw, draw_ideal, head_of, judge_of, write_animation
+from graftflow.ideal_images import Artist, draw, draw_ideal, head_of, judge_of, write_animation
 from tests.unit.small_classifier import SIDE, build_small_classifier, write_small_dataset, write_small_model
 
 
@@ -39,6 +39,17 @@ def test_a_picture_does_not_depend_on_the_others(classifier: Any) -> None:
     alone = draw_ideal(classifier, [2], size=SIDE, steps=3, seed=0)[0]
     together = draw_ideal(classifier, [0, 2], size=SIDE, steps=3, seed=0)[1]
     np.testing.assert_allclose(alone.pixels, together.pixels, atol=0.02)
+
+
+def test_whatever_is_drawn_is_compiled_once(classifier: Any) -> None:
+    artist = Artist(classifier, SIDE)
+    for classes in ([0, 2], [1], [2, 1, 0]):
+        drawn = artist.draw(classes, steps=3, seed=0)
+        expected = draw_ideal(classifier, classes, size=SIDE, steps=3, seed=0)
+        for (pixels, frames), one in zip(drawn, expected, strict=True):
+            np.testing.assert_array_equal(pixels, one.pixels)
+            assert frames == one.frames == []
+    assert artist._slope.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("size", [15, SIDE, 40])
