@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from graftflow import attacks, folding
+from graftflow import folding
 from graftflow.errors import InputError
 from graftflow.ideal_images import head_of
 
@@ -35,6 +35,15 @@ class Attribution(NamedTuple):
     error: Maps
 
 
+class _Answer(NamedTuple):
+    """What a network says of pictures, and the gradients of each one's class's logit."""
+
+    logits: tf.Tensor  # (n, k)
+    maps: tf.Tensor  # (n, h, w, c): the last ones
+    of_maps: tf.Tensor  # ∂ logit / ∂ maps
+    of_pixels: tf.Tensor  # ∂ logit / ∂ pixels
+
+
 class Explainer:
     """Explains a classifier whose backbone is a model inside of it, nested or not.
 
@@ -56,10 +65,9 @@ class Explainer:
         # them: no model is made across the two graphs.
         self._network = keras.Model(network.input, [network.get_layer(self.layer).output, network.output])
         self._preprocessing, self._head = self._folded.get_layer("preprocessing"), head_of(self._folded)
-        self._logits_of = attacks.logits_model(self._folded)
-        several = [(None, self.side, self.side, 3), (None,)]
-        signature = [tf.TensorSpec(several[0], tf.float32), tf.TensorSpec(several[1], tf.int64)]
-        self._gradient = tf.function(self._gradient_of, input_signature=signature)
+        # One graph for all that is asked: to trace and compile another takes as long as fifty gradients.
+        signature = [tf.TensorSpec((None, self.side, self.side, 3)), tf.TensorSpec((None,), tf.int64)]
+        self._answer = tf.function(self._answer_of, input_signature=signature, autograph=False)
 
     def grad_cam(self, pixels: tf.Tensor, classes: Sequence[int]) -> Maps:
         """Weigh the last maps by the class's mean gradient (Selvaraju et al. 2017, equations 1 and 2).
@@ -75,14 +83,9 @@ class Explainer:
             class.
         """
         self._take_over()
-        labels = tf.constant(list(classes), tf.int64)
-        with tf.GradientTape() as tape:
-            # A frozen backbone is recorded only because its input is watched.
-            tape.watch(pixels)
-            maps, outputs = self._network(self._preprocessing(pixels), training=False)
-            own = tf.gather(self._head(outputs), labels, batch_dims=1)
-        alpha = tf.reduce_mean(tf.cast(tape.gradient(own, maps), tf.float32), axis=(1, 2), keepdims=True)
-        found = tf.nn.relu(tf.reduce_sum(alpha * tf.cast(maps, tf.float32), axis=3)).numpy()
+        answer = self._answer(pixels, tf.constant(list(classes), tf.int64))
+        alpha = tf.reduce_mean(tf.cast(answer.of_maps, tf.float32), axis=(1, 2), keepdims=True)
+        found = tf.nn.relu(tf.reduce_sum(alpha * tf.cast(answer.maps, tf.float32), axis=3)).numpy()
         return np.asarray(found / np.maximum(found.max(axis=(1, 2), keepdims=True), 1e-12), np.float32)
 
     def integrated_gradients(
@@ -109,9 +112,9 @@ class Explainer:
         self._take_over()
         grey = tf.fill((1, self.side, self.side, 3), BASELINE)
         maps, differences, errors = [], [], []
-        for picture, label in zip(tf.unstack(pixels), classes, strict=True):
-            ends = attacks.predict_logits(self._logits_of, tf.concat([picture[None], grey], axis=0))
-            difference = float(ends[0, label] - ends[1, label])
+        logits = self._answer(tf.concat([pixels, grey], axis=0), tf.constant([*classes, 0], tf.int64)).logits
+        for picture, label, own in zip(tf.unstack(pixels), classes, logits[:-1], strict=True):
+            difference = float(own[label] - logits[-1, label])
             slopes = tf.zeros_like(picture)
             for pieces in (steps, 3 * steps, 9 * steps):
                 middles = np.arange(pieces)
@@ -139,15 +142,18 @@ class Explainer:
         for some in np.array_split(middles, -(-len(middles) // _AT_ONCE)):
             share = tf.constant(some[:, None, None, None])
             labels = tf.fill((len(some),), tf.constant(label, tf.int64))
-            slopes = self._gradient(grey + share**3 * (picture - grey), labels)
+            slopes = self._answer(grey + share**3 * (picture - grey), labels).of_pixels
             total += tf.reduce_sum(3 * share**2 * slopes, axis=0)
         return total
 
-    def _gradient_of(self, pixels: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
+    def _answer_of(self, pixels: tf.Tensor, labels: tf.Tensor) -> _Answer:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(pixels)
-            own = tf.gather(self._logits_of(pixels), labels, batch_dims=1)
-        return tape.gradient(own, pixels)
+            maps, outputs = self._network(self._preprocessing(pixels), training=False)
+            logits = self._head(outputs)
+            own = tf.gather(logits, labels, batch_dims=1)
+        of_maps, of_pixels = tape.gradient(own, [maps, pixels])
+        return _Answer(logits, maps, of_maps, of_pixels)
 
 
 def last_maps(network: keras.Model) -> keras.layers.Layer:
