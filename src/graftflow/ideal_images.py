@@ -353,7 +353,8 @@ def _pixels_of(spectrum: tf.Tensor, size: int, blur: tf.Tensor) -> tf.Tensor:
     planes = tf.signal.irfft2d(waves, (size, size)) / 4
     planes *= tf.constant(_vignette(size), tf.float32)
     colours = tf.constant(_CONTRAST * _COLOURS * np.array(_COLOURFULNESS), tf.float32)
-    return tf.sigmoid(tf.einsum("nchw,dc->nhwd", planes, colours))
+    rows = tf.transpose(tf.matmul(colours, tf.reshape(planes, (-1, 3, size * size))), (0, 2, 1))
+    return tf.sigmoid(tf.reshape(rows, (-1, size, size, 3)))
 
 
 def _vignette(size: int) -> Array:

@@ -250,6 +250,17 @@ def test_descent_with_total_variation_is_smoother(
     np.testing.assert_array_equal(usual, plain)
 
 
+def test_the_gradient_of_the_total_variation_is_that_of_its_formula() -> None:
+    pixels = tf.constant(np.random.default_rng(0).integers(0, 4, (3, 5, 7, 3)), tf.float32)
+    weights = tf.constant([1.0, -2.0, 30.0])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(pixels)
+        down, across = tf.abs(pixels[:, 1:] - pixels[:, :-1]), tf.abs(pixels[:, :, 1:] - pixels[:, :, :-1])
+        plain = weights * (tf.reduce_mean(down, axis=(1, 2, 3)) + tf.reduce_mean(across, axis=(1, 2, 3)))
+        own = weights * attacks.total_variation(pixels)
+    np.testing.assert_allclose(tape.gradient(own, pixels), tape.gradient(plain, pixels), atol=1e-6)
+
+
 def test_total_variation_adds_the_steps_down_and_across() -> None:
     steps = 0.1 * np.arange(4)[:, None] + 0.02 * np.arange(5)[None, :]
     pictures = np.stack([steps, steps[::-1], np.zeros((4, 5))])[..., None].repeat(3, axis=3)
