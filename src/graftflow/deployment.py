@@ -177,7 +177,8 @@ def verified_export(saved_model: str | Path) -> tuple[str, Path, str]:
 def _differs(uri: str, version: str) -> InputError:
     return InputError(
         f"A published version is never overwritten. Received: version {version}, which is at {uri} "
-        "with another content. Export the model under a higher version, or remove that folder."
+        "with another content (without VERSION it is the second of the export, which two runs may share). Export the "
+        f"model under a higher version, as VERSION={int(version) + 1}, or remove that folder."
     )
 
 

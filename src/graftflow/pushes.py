@@ -8,6 +8,7 @@ from graftflow import lineages, push_checks, releases
 from graftflow.deployment import deploy, verified_export
 from graftflow.errors import InputError
 from graftflow.files import read_json
+from graftflow.store_files import StoreFiles
 
 
 def push(
@@ -63,6 +64,8 @@ def push(
             "sha256": digest,
         },
     )
+    if label == "stable":
+        _tell_of_higher(store, model_name, int(version))
     return {
         "uri": published.uri,
         "version": version,
@@ -73,6 +76,18 @@ def push(
         "validation": asdict(validation),
         "lineage": lineage,
     }
+
+
+def _tell_of_higher(store: str, model_name: str, version: int) -> None:
+    """Say who does not serve a version that is not the highest: exports take the time, and clocks are set back."""
+    highest = StoreFiles(store).versions(model_name)[-1]
+    if highest > version:
+        print(
+            f"{model_name} version {version} is stable, but version {highest} in the store is higher (was a clock "
+            f"set back?): servers that follow models.config serve {version}; one that takes the newest of a folder "
+            f"(KServe, --model_base_path) serves {highest} on, until it is removed or a run has VERSION={highest + 1}",
+            flush=True,
+        )
 
 
 def _metrics(evaluation: Path) -> dict[str, dict[str, float]]:

@@ -81,7 +81,7 @@ def test_another_content_under_the_same_version_is_refused(tmp_path, model, memo
     with pytest.raises(InputError, match=r"never overwritten\. Received: version 3") as caught:
         deploy(other, store=store, model_name="pets")
     assert uri in str(caught.value)
-    assert "higher version" in str(caught.value)
+    assert "higher version, as VERSION=4" in str(caught.value)
     assert deploy(model, store=store, model_name="pets").status == "already there"
 
 

@@ -19,6 +19,9 @@ from graftflow.errors import InputError
 from graftflow.files import read_json, write_json
 from graftflow.push_checks import check_push, read_predictions
 from graftflow.pushes import push
+from graftflow.serving.config_texts import read_models
+from graftflow.serving.model_sets import ModelSet, ModelSpec
+from graftflow.serving.saved_models import LoadedVersion
 from tests.unit.pushed_models import Pushed, copy_export, seal, write_export, write_pushed
 from tests.unit.serving_model import ROOT
 
@@ -82,6 +85,24 @@ def test_a_version_that_answers_as_evaluated_becomes_stable(pushed, store):
     assert (found.version, found.verified, found.recorded_in) == (3, True, "releases.json")
     assert found.metrics == read_json(pushed.evaluation / "evaluation.json")["metrics"]
     assert children(os.getpid()) == []
+
+
+def test_a_version_of_a_clock_that_was_set_back_is_served_and_told(pushed, tmp_path, capsys):
+    """A later export with a lower number: labels decide what is served, and who looks at numbers alone is told."""
+    store = tmp_path / "store"
+    write_export(store / "toy", version=9)
+    (store / "toy" / "export.json").unlink()
+    releases.release(store=str(store), model_name="toy", version=9)
+    assert push(**pushed.inputs(), store=str(store), model_name="toy")["previous"] == "9"
+    assert "version 9 in the store is higher" in (said := capsys.readouterr().out)
+    assert "VERSION=10" in said
+    models = ModelSet(LoadedVersion)
+    models.configure(read_models(store / "models.config"))
+    try:
+        for spec in (ModelSpec("toy"), ModelSpec("toy", label="stable")):
+            assert models.get(spec).number == 3
+    finally:
+        models.close()
 
 
 def test_other_variables_than_those_evaluated_are_refused(pushed, store, tmp_path):
