@@ -1,5 +1,6 @@
 """Multinomial logistic regression over a path of L2 penalties, in float32, and what it shares with other heads."""
 
+import mmap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,8 @@ Layer = tuple[Floats, Floats]
 
 CLASS_WEIGHTS = ("none", "balanced")
 _FOLDS = 5
+# What scipy's OpenBLAS takes at its first factorisation, 32 MiB, twice over.
+_BLAS_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,21 @@ def one_thread() -> AbstractContextManager[object]:
 
     limits: AbstractContextManager[object] = threadpoolctl.threadpool_limits(1, "blas")
     return limits
+
+
+def take_blas_memory() -> None:
+    """Let scipy's OpenBLAS take its memory now: where it is refused later, it asks again and again and never ends.
+
+    Raises:
+        MemoryError: where there is not enough, as under ``ulimit -v``.
+    """
+    from scipy.linalg import lapack
+
+    try:
+        mmap.mmap(-1, _BLAS_BYTES).close()
+    except OSError as error:
+        raise MemoryError(f"a fit needs {_BLAS_BYTES >> 20} MiB more. Received: {error.strerror}") from error
+    lapack.dpotrf(np.eye(1))
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -130,6 +148,7 @@ def fit_path(
     if len(scaled) < scaled.shape[1]:
         span, triangle = np.linalg.qr(scaled.T)
         reduced = np.ascontiguousarray(triangle.T)
+    take_blas_memory()
     model = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=300, tol=1e-4)
     weights = weights_of(labels, class_weight).astype(np.float32)
     for c in strengths:

@@ -1,5 +1,7 @@
 """The head: chosen on held-out pictures, equal to the regression it stands for, the same by its seed."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -277,3 +279,15 @@ def test_written_head_carries_the_identity_of_its_features(artifacts) -> None:
     with np.load(artifacts.head / "head.npz") as arrays:
         assert arrays["kernel"].shape == (1280, 3)
     assert head["validation_accuracy"] >= 0.8
+
+
+def test_a_fit_without_memory_for_blas_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenBLAS alone would ask for it again and again, under ``ulimit -v`` for instance."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(logistic.mmap, "mmap", refuse)
+    (x, y), validation = clusters(3, 40, 1.0, 0), clusters(3, 40, 1.0, 1)
+    with pytest.raises(MemoryError, match="64 MiB more. Received: Cannot allocate memory"):
+        heads.fit_head((x, y), validation, num_classes=3)
