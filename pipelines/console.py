@@ -25,6 +25,18 @@ _MARKS = {
 }
 
 
+# How libraries say that memory has ended without saying so.
+_OUT_OF_MEMORY = ("failed to map segment from shared object", "can't start new thread")
+
+
+def in_a_line(kind: str, message: str) -> str:
+    """Return what an error line says of an exception, of its class's name and its message."""
+    if kind == "InputError":
+        return message
+    said = f"{kind}: {message}" if message else kind
+    return f"{said}, perhaps out of memory" if message.endswith(_OUT_OF_MEMORY) else said
+
+
 def fail(message: str) -> int:
     """Print an error as one line and return the exit code that goes with it."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -26,7 +26,7 @@ from kfp import local
 
 from pipelines import docker_runner, parameters, run_index, run_origins
 from pipelines.cached_steps import checked_cache
-from pipelines.console import RunConsole, fail
+from pipelines.console import RunConsole, fail, in_a_line
 from pipelines.loops import end_children, interruptible_loops
 from pipelines.run_index import Run, Step
 from pipelines.settings import STEPS
@@ -38,6 +38,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXECUTING = re.compile(r"Executing task '([\w-]+)'")
 _FINISHED = re.compile(r"Task '([\w-]+)' finished with status (\w+)")
 _CACHED = re.compile(r"Task ([\w-]+) cache hit \(key=(\w+)\)")
+_BEGINNING = "Streamed logs:"  # kfp's own last line before a step's first
 _ERROR = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))(?:: (.*))?$")
 
 
@@ -80,6 +81,7 @@ class Observer:
         self._run, self._locate, self._cache, self._steps = run, locate, cache, steps
         self._log, self._console = log, console
         self._started = 0.0
+        self._last = ""  # line that the current step printed
         self.current = ""
         self.key = ""  # what the run calls the current step
         self.error = ""
@@ -102,9 +104,10 @@ class Observer:
             self._finish(name, self._key(name), Step("cached", 0.0, artifacts, outputs))
         else:
             self._console.line(text)
+            if text.strip():
+                self._last = "" if text.endswith(_BEGINNING) else text.strip()
             if match := _ERROR.match(text):
-                name, message = match[1], match[2] or ""
-                self.error = message if name == "InputError" else f"{name}: {message}"
+                self.error = in_a_line(match[1], match[2] or "")
 
     def elapsed(self) -> float:
         """Return the seconds since the current step began."""
@@ -122,7 +125,8 @@ class Observer:
             step.artifacts, step.outputs = run_index.read_executor_output(folder)
         self._run.steps[key] = step
         if step.status == "failed":
-            self.failure = self.failure or self.error
+            # Where a library ends the process by itself, its last words.
+            self.failure = self.failure or self.error or self._last
         else:
             self.current = ""
         self._console.finished(name, step, self._run)

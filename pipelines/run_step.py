@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +18,11 @@ from kfp import dsl
 from kfp.dsl.types import type_utils
 
 from pipelines import parameters, run_index, run_origins
-from pipelines.console import RunConsole
+from pipelines.console import RunConsole, fail, in_a_line
 from pipelines.run_index import Run, Step
 from pipelines.run_local import (
     ROOT,
     LineWriter,
-    fail,
     interrupt_on_sigterm,
     only_run_in,
     read_values,
@@ -142,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         fail("interrupted; the run before is untouched")
         return 130
+    except Exception as error:
+        traceback.print_exc()
+        return fail(f"{given.step}: {in_a_line(type(error).__name__, str(error))}")
 
 
 def _run_and_save(given: argparse.Namespace, pipeline: Any) -> int:

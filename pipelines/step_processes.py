@@ -29,6 +29,8 @@ WITHOUT_TENSORFLOW = frozenset(
 _BASE = ("kfp.dsl.executor_main",)
 _TENSORFLOW = ("tensorflow", "keras")
 _as_kfp_does = subprocess_task_handler.run_local_subprocess
+# The kernel's way to end what takes too much memory, and three of libraries that were refused it.
+_OF_MEMORY = ("SIGKILL", "SIGABRT", "SIGBUS", "SIGSEGV")
 _COMMAND_PARTS = 4  # sh -ec SCRIPT SOURCE, then the executor's own arguments
 
 
@@ -43,6 +45,15 @@ def forked_steps() -> Iterator[None]:
     finally:
         subprocess_task_handler.run_local_subprocess = _as_kfp_does
         processes.close()
+
+
+def how_it_ended(exit_code: int) -> str:
+    """Return in words how a process ended, of its exit code; minus the signal's number where one ended it."""
+    if exit_code >= 0:
+        return f"ended with code {exit_code}"
+    name = signal.Signals(-exit_code).name
+    memory = ", perhaps out of memory" if name in _OF_MEMORY else ""
+    return f"was ended by {name}{memory}"
 
 
 class StepProcesses:
@@ -77,9 +88,7 @@ class StepProcesses:
         if exit_code is None:
             return _as_kfp_does(list(full_command), env_vars)
         if exit_code < 0:  # nobody else says why, and the step could not
-            name = signal.Signals(-exit_code).name
-            memory = ", perhaps out of memory" if name in ("SIGKILL", "SIGABRT", "SIGBUS") else ""
-            print(f"ProcessError: the step was ended by {name}{memory}")
+            print(f"ProcessError: the step {how_it_ended(exit_code)}")
         # Of a process that a signal ended, what a shell says.
         return exit_code if exit_code >= 0 else 128 - exit_code
 
@@ -106,8 +115,9 @@ class StepProcesses:
         print("\n")  # as kfp does: a step's log ends with an empty line
         answer = fork_server.receive(channel)
         if answer is None:
+            if self._server:
+                print(f"ProcessError: the process that starts the steps {how_it_ended(self._server.wait())}")
             self.close()
-            print("RuntimeError: the process that starts the steps has ended")
             return 1
         return answer[0]["exit"]
 

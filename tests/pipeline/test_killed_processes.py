@@ -1,6 +1,7 @@
 """What becomes of a step whose run is killed, of a run whose step is, and of what both leave behind."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import run_local
+from pipelines import run_local, run_step
+from pipelines.console import RunConsole
 from pipelines.run_index import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,13 +61,58 @@ def test_a_step_whose_run_is_killed_ends_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere steps are not forked")
-def test_a_step_that_a_signal_ends_is_told_as_one(tmp_path: Path) -> None:
-    with launch("os.kill(os.getpid(), signal.SIGKILL)", tmp_path) as run:
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_step_that_a_signal_ends_is_told_as_one(tmp_path: Path, ending: signal.Signals) -> None:
+    with launch(f"os.kill(os.getpid(), {ending})", tmp_path) as run:
         log = run.stdout.read()
-    assert run.returncode == 128 + signal.SIGKILL
+    assert run.returncode == 128 + ending
     error = [line for line in log.splitlines() if line.strip()][-1]
-    assert error == "ProcessError: the step was ended by SIGKILL, perhaps out of memory"
+    assert error == f"ProcessError: the step was ended by {ending.name}, perhaps out of memory"
     assert run_local._ERROR.match(error)
+
+
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        # A library that ends the process by itself leaves no Python error.
+        (["fitting", "OpenBLAS error: giving up.", ""], "OpenBLAS error: giving up."),
+        (["a.errors.InputError: broken rule", "", "later words"], "broken rule"),
+        (["MemoryError"], "MemoryError"),
+        (
+            ["ImportError: libx.so: failed to map segment from shared object"],
+            "ImportError: libx.so: failed to map segment from shared object, perhaps out of memory",
+        ),
+        (
+            ["RuntimeError: can't start new thread"],
+            "RuntimeError: can't start new thread, perhaps out of memory",
+        ),
+        ([], ""),  # then kfp's own words are told
+    ],
+)
+def test_the_error_of_a_run_is_what_its_step_said_last(tmp_path: Path, printed: list[str], told: str) -> None:
+    observer = run_local.Observer(
+        Run(tmp_path, {}),
+        locate=lambda: None,
+        cache=tmp_path,
+        log=io.StringIO(),
+        console=RunConsole(io.StringIO()),
+    )
+    before = ["12:00:00.000 - INFO - Executing task 'train-head'", "12:00:00.001 - INFO - Streamed logs:", ""]
+    for line in [*before, *printed, "12:00:01.000 - INFO - Task 'train-head' finished with status FAILURE"]:
+        observer.line(line)
+    assert observer.failure == told
+
+
+def test_what_a_library_raises_in_a_single_step_ends_in_one_line_too(monkeypatch, capsys, tmp_path) -> None:
+    def fail(*_: object) -> int:
+        raise ImportError("libx.so: failed to map segment from shared object")
+
+    monkeypatch.setattr(run_step, "_run_and_save", fail)
+    monkeypatch.setattr(run_step, "interrupt_on_sigterm", lambda: None)
+    assert run_step.main(["export_model", f"--runs={tmp_path}"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    said = "ImportError: libx.so: failed to map segment from shared object, perhaps out of memory"
+    assert last == f"error: export_model: {said}"
 
 
 def test_a_run_removes_what_killed_runs_left_aside_and_nothing_else(tmp_path: Path) -> None:
