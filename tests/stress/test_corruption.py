@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.unit.damages import DAMAGES, damage
 from tests.unit.serving_model import save_model
 from tests.unit.test_published_bytes import serve
 
-SEED = int(os.environ.get("GRAFTFLOW_SEED", "0"))
+SEED = int(os.environ.get("GRAFTFLOW_SEED", random.SystemRandom().randrange(10**6)))
 # Each kind of artifact, and a step that reads it.
 READERS = {
     "dataset": "extract_features",
@@ -35,7 +36,7 @@ READERS = {
 
 def damages(folder: Path, count: int) -> Iterator[tuple[Path, str]]:
     """Yield ``count`` random damages, each of one file that is intact again when the next one comes."""
-    print(f"GRAFTFLOW_SEED={SEED}")
+    print(f"GRAFTFLOW_SEED={SEED} repeats these damages")
     generator = np.random.default_rng(SEED)
     there = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.stat().st_size > 1]
     for number in range(count):

@@ -1,6 +1,10 @@
-"""10,000 broken and lying pictures through `download_data` and the server: no crash, and both accept the same."""
+"""10,000 broken and lying pictures through `download_data` and the server: no crash, and both accept the same.
+
+``GRAFTFLOW_SEED`` repeats a campaign, which prints its seed; ``GRAFTFLOW_PICTURES`` makes it shorter.
+"""
 
 import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from tests.unit.pictures_on_disk import records, rows, write
 from tests.unit.serving_model import running_server
 
 COUNT = int(os.environ.get("GRAFTFLOW_PICTURES", "10000"))
+SEED = int(os.environ.get("GRAFTFLOW_SEED", random.SystemRandom().randrange(10**6)))
 MIB = 2**20
 # As the commands do: what is wrong with a picture is told in their own words.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
@@ -28,12 +33,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::Runt
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A folder of two classes, and the kind of each picture."""
+    print(f"\nGRAFTFLOW_SEED={SEED} repeats these pictures")
     root = tmp_path_factory.mktemp("hostile") / "pictures"
     photos = photographs(SHARED if SHARED.is_dir() else None)
     kinds = {}
     for label in ("cat", "dog"):
         (root / label).mkdir(parents=True)
-    for number, (kind, suffix, data) in enumerate(hostile_pictures(photos, COUNT, seed=0)):
+    for number, (kind, suffix, data) in enumerate(hostile_pictures(photos, COUNT, seed=SEED)):
         name = f"{('cat', 'dog')[number // 13 % 2]}/{number:05}.{suffix}"
         (root / name).write_bytes(data)
         kinds[name] = kind
