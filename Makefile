@@ -139,7 +139,7 @@ manifests: $(TEST_READY) ## Render the Kubernetes YAML into build/manifests and 
 	@$(PY) -m manifests.render $(OVERLAYS)
 
 ##@ Development
-.PHONY: test stress test-images images lint types clean
+.PHONY: test stress fuzz test-images images lint types clean
 # Two processes, whole files each: much of a server's test is waiting. ARGS="-n0" runs them in one.
 test: $(TEST_READY) ## Run the tests: make test ARGS="-k attacks"
 	@$(PY) -m pytest -n2 --dist=loadfile $(ARGS)
@@ -150,6 +150,14 @@ bench: $(TEST_READY) ## Every speed beside its limit and its peers, in one table
 
 stress: $(TEST_READY) ## Kills, full disks, broken and hostile files, ARGS="tests/stress/test_kills.py -k fine_tune"
 	@GRAFTFLOW_STRESS=1 $(PY) -m pytest $(or $(ARGS),tests/stress tests/unit/test_*_properties.py)
+
+FUZZERS ?= archives weights answers settings
+fuzz: $(TEST_READY) ## Fuzz what reads bytes of others: make fuzz FUZZERS=archives TIME=600 (Linux on x86-64)
+	@test -d build/fuzz/atheris || $(PY) -m pip install --quiet --disable-pip-version-check --target build/fuzz \
+		--requirement tests/stress/requirements.txt
+	@PYTHONPATH=src:. $(PY) tests/stress/fuzz_seeds.py build/fuzz-corpus
+	@for name in $(FUZZERS); do PYTHONPATH=build/fuzz:src:. $(PY) tests/stress/fuzz_$$name.py -max_total_time=$(or $(TIME),300) \
+		-print_final_stats=1 -artifact_prefix=build/fuzz-$$name- build/fuzz-corpus/$$name || exit 1; done
 
 test-images: $(TEST_READY) ## Build the images without a registry and run every step in them (needs root; docker/README.md)
 	@GRAFTFLOW_TEST_IMAGES=1 $(PY) -m pytest tests/images $(ARGS)
