@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ COLOURLESS = 2
 # Rows of each finding in audit.json; the count goes on.
 MOST_ROWS = 1000
 THREADS = min(4, os.cpu_count() or 1)
+_TRACING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,10 @@ def _decodes_in_tensorflow(found: Encoding) -> bool:
 
     from graftflow.preprocessing import read_pixels
 
+    with (
+        _TRACING
+    ):  # before any thread makes a tensor: TensorFlow counts both, and names functions by the count
+        read_pixels.get_concrete_function()
     try:
         pixels = read_pixels(tf.constant(found.data))
     except tf.errors.OpError:
