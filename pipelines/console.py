@@ -26,7 +26,11 @@ _MARKS = {
 
 
 # How libraries say that memory has ended without saying so.
-_OUT_OF_MEMORY = ("failed to map segment from shared object", "can't start new thread")
+_OUT_OF_MEMORY = (
+    "failed to map segment from shared object",
+    "can't start new thread",
+    "error return without exception set",
+)
 
 
 def in_a_line(kind: str, message: str) -> str:
@@ -34,7 +38,7 @@ def in_a_line(kind: str, message: str) -> str:
     if kind == "InputError":
         return message
     said = f"{kind}: {message}" if message else kind
-    return f"{said}, perhaps out of memory" if message.endswith(_OUT_OF_MEMORY) else said
+    return f"{said}, perhaps out of memory" if any(words in message for words in _OUT_OF_MEMORY) else said
 
 
 def fail(message: str) -> int:

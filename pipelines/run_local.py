@@ -38,6 +38,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXECUTING = re.compile(r"Executing task '([\w-]+)'")
 _FINISHED = re.compile(r"Task '([\w-]+)' finished with status (\w+)")
 _CACHED = re.compile(r"Task ([\w-]+) cache hit \(key=(\w+)\)")
+_WRAPPED = "Exception encountered when calling"  # Keras' first words; what happened is told below them
+_THREW = re.compile(r"^Task [\w-]+ failed with exception: (.*)")
 _BEGINNING = "Streamed logs:"  # kfp's own last line before a step's first
 _ERROR = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt))(?:: (.*))?$")
 
@@ -82,6 +84,7 @@ class Observer:
         self._log, self._console = log, console
         self._started = 0.0
         self._last = ""  # line that the current step printed
+        self._wrapped = ""  # class of an error whose message is yet to come
         self.current = ""
         self.key = ""  # what the run calls the current step
         self.error = ""
@@ -102,12 +105,17 @@ class Observer:
             artifacts, outputs = run_index.read_cache_entry(self._cache, match[2])
             name = _step(match[1])
             self._finish(name, self._key(name), Step("cached", 0.0, artifacts, outputs))
+        elif match := _THREW.match(text):  # kfp itself, around a step
+            self.failure = self.failure or in_a_line("RuntimeError", match[1])
         else:
             self._console.line(text)
             if text.strip():
                 self._last = "" if text.endswith(_BEGINNING) else text.strip()
+                if self._wrapped:
+                    self.error, self._wrapped = in_a_line(self._wrapped, self._last), ""
             if match := _ERROR.match(text):
                 self.error = in_a_line(match[1], match[2] or "")
+                self._wrapped = match[1] if (match[2] or "").startswith(_WRAPPED) else ""
 
     def elapsed(self) -> float:
         """Return the seconds since the current step began."""

@@ -86,6 +86,17 @@ def test_a_step_that_a_signal_ends_is_told_as_one(tmp_path: Path, ending: signal
             ["RuntimeError: can't start new thread"],
             "RuntimeError: can't start new thread, perhaps out of memory",
         ),
+        # Keras tells first where it was.
+        (
+            [
+                "ValueError: Exception encountered when calling Conv2D.call().",
+                "",
+                "\x1b[1mbad shape\x1b[0m",
+                "",
+                "x",
+            ],
+            "ValueError: bad shape",
+        ),
         ([], ""),  # then kfp's own words are told
     ],
 )
@@ -101,6 +112,13 @@ def test_the_error_of_a_run_is_what_its_step_said_last(tmp_path: Path, printed: 
     for line in [*before, *printed, "12:00:01.000 - INFO - Task 'train-head' finished with status FAILURE"]:
         observer.line(line)
     assert observer.failure == told
+
+
+def test_an_error_of_the_launcher_itself_is_told_too(tmp_path: Path) -> None:
+    nothing = {"locate": lambda: None, "cache": tmp_path, "log": io.StringIO()}
+    observer = run_local.Observer(Run(tmp_path, {}), **nothing, console=RunConsole(io.StringIO()))
+    observer.line("Task for-loop-1-iteration-0 failed with exception: can't start new thread")
+    assert observer.failure == "RuntimeError: can't start new thread, perhaps out of memory"
 
 
 def test_what_a_library_raises_in_a_single_step_ends_in_one_line_too(monkeypatch, capsys, tmp_path) -> None:
