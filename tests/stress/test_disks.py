@@ -8,7 +8,6 @@ from graftflow import releases
 from tests.stress.small_disks import kilobytes_of, small_disk
 from tests.stress.step_runs import Ended, SmallRun, check_visible, differences, step_server
 
-MIB = 2**20
 WRITERS = (
     "download_data",
     "extract_features",
@@ -124,30 +123,3 @@ def test_a_disk_that_only_reads_is_told(small: SmallRun, place: str, tmp_path: P
         }
         assert told[place] in error
         assert sorted(disk.folder.rglob("*")) == before
-
-
-LIMITS = [
-    ("train_head", {"RLIMIT_FSIZE": 1000}),
-    ("fine_tune", {"RLIMIT_FSIZE": 2 * MIB}),
-    ("export_model", {"RLIMIT_FSIZE": 5 * MIB}),
-    ("train_head", {"RLIMIT_NOFILE": 4}),
-    ("extract_features", {"RLIMIT_NOFILE": 4}),
-    ("train_head", {"RLIMIT_AS": MIB}),
-    ("extract_features", {"RLIMIT_AS": 64 * MIB}),
-    ("fine_tune", {"RLIMIT_AS": 256 * MIB}),
-    ("export_model", {"RLIMIT_AS": 128 * MIB}),
-]
-
-
-@pytest.mark.parametrize(("step", "limits"), LIMITS, ids=lambda value: str(value))
-def test_a_limit_that_is_met_ends_the_step_and_leaves_nothing(
-    small: SmallRun, step: str, limits: dict[str, int], tmp_path: Path
-) -> None:
-    """Where memory ends TensorFlow calls abort() and OpenBLAS exit(): then nobody removes what was written aside."""
-    small.unbroken(step)
-    places = {"cache": tmp_path / "cache", "store": tmp_path / "store"}
-    ended = small.run(step, tmp_path / step, limits=limits, **places)
-    assert ended.code != 0, "the limit was not met"
-    assert ended.code == 1 or "RLIMIT_AS" in limits, (ended.code, ended.log[-2000:])
-    check_nothing_visible(small, step, tmp_path / step, killed="RLIMIT_AS" in limits)
-    check_whole(small, step, tmp_path / step, small.run(step, tmp_path / step, **places))
