@@ -1,4 +1,4 @@
-"""Full and read-only disks, and limits of memory, files and their sizes: one clear error, and nothing half-written."""
+"""Full and read-only disks: one clear error, and nothing half-written."""
 
 from pathlib import Path
 
