@@ -21,7 +21,7 @@ from graftflow.errors import InputError
 from graftflow.passes import frozen_function
 from graftflow.preprocessing import decode
 from graftflow.progress import Progress
-from graftflow.records import Spool
+from graftflow.records import Spool, untuned
 from graftflow.report.challenges import verdict_of, write_page
 from graftflow.sources import parse_source
 from graftflow.splits import check_seed
@@ -271,6 +271,7 @@ def _answer(
             yield image
 
     encoded = tf.data.Dataset.from_generator(images, output_signature=tf.TensorSpec((), tf.string))
+    encoded = encoded.with_options(untuned())
     batches = encoded.map(lambda image: decode(image, size), tf.data.AUTOTUNE).batch(_BATCH).prefetch(2)
     progress = Progress(f"features of {name}", total=total, unit="pictures")
     found = []

@@ -163,9 +163,23 @@ def read_shards(folder: Path, split: str, *, size: int) -> Any:
         "label": tf.io.FixedLenFeature((), tf.int64),
         "path": tf.io.FixedLenFeature((), tf.string),
     }
-    records = tf.data.TFRecordDataset([str(file) for file in files])
+    records = tf.data.TFRecordDataset([str(file) for file in files]).with_options(untuned())
     examples = records.map(lambda record: tf.io.parse_single_example(record, features))
     return examples.apply(tf.data.experimental.assert_cardinality(size))
+
+
+def untuned() -> Any:
+    """Return ``tf.data.Options`` without autotuning, for a data set and all that is made of it.
+
+    Where an iterator goes, TensorFlow (2.21 seen) waits for the thread that tunes it, and about once in ten times fails
+    to wake it. That thread sleeps the longer the longer it tuned, up to a minute: 5 s after 2,800 pictures. Without it
+    ``tf.data.AUTOTUNE`` means a call for each core, 16 at most.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def _example(tf: Any, record: Record, data: bytes) -> bytes:
