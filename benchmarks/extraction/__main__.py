@@ -1,10 +1,12 @@
 """Extraction beside its limit and its peers: ``python -m benchmarks.extraction --output runs/extraction.json``.
 
 The limit: a picture needs d CPU seconds to be decoded and resized as the served model does it, and f CPU seconds in the
-frozen forward pass. Both are measured alone, in the same rounds, f at the best of three ways. On c cores no
-schedule of this work can make more than c / (d + f) pictures a second: that would need more CPU seconds than there are.
-graftflow's figure is what its loop made by the wall, records read and features in memory; ``write_features`` from its
-call to its end, which also builds and folds the network, has a row of its own.
+frozen forward pass. Both are measured without the other, in the same rounds, on all cores at once, each at the best of
+several ways. On c cores no schedule of this work can make more than c / (d + f) pictures a second: that would need more
+CPU seconds than there are.
+graftflow's figure is what its loop made by the wall, records read and features in memory, with the 0.2 s in which
+TensorFlow lays out the decoding; ``write_features`` from its call to its end, which also builds and folds the network,
+has a row of its own.
 
 On a machine with other work take ``--clock cpu``: CPU seconds of a picture in the loop, over the cores, stand for the
 wall. That sees needless work, but no idle core.
@@ -48,10 +50,16 @@ def limits(told: Told) -> list[float]:
     """Return, for every round, the pictures a second that all cores could make of decoding and forward pass."""
     cores = os.cpu_count() or 1
     found = []
-    for number, decoded in enumerate(told["decode"]):
-        passes = [one[number] for name, one in told.items() if name.startswith("forward")]
-        forward = min(one["cpu"] / one["pictures"] for one in passes)
-        found.append(cores / (decoded["cpu"] / decoded["pictures"] + forward))
+    for number in range(len(told["graftflow"])):
+        decoded, forward = (
+            min(
+                one[number]["cpu"] / one[number]["pictures"]
+                for name, one in told.items()
+                if name.startswith(kind)
+            )
+            for kind in ("decode", "forward")
+        )
+        found.append(cores / (decoded + forward))
     return found
 
 
@@ -119,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--data", type=Path, default=DATA, help="JPEGs, a folder a class (default: the shared photographs)")
+    add("--copies", type=int, default=4, help="of each picture, under other bytes (default: %(default)s)")
     add("--rounds", type=int, default=3, help="(default: %(default)s)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine that is not quiet")
     add("--peers-python", default="", help="a Python with benchmarks/requirements-peers.txt")
@@ -130,15 +139,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="extraction-") as scratch, ExitStack() as stack:
         dataset = Path(scratch) / "dataset"
-        prepare(given.data.resolve(), dataset)
-        job = {"dataset": str(dataset), "pictures": str(given.data.resolve())}
+        pictures = copies(given.data.resolve(), Path(scratch) / "pictures", given.copies)
+        prepare(pictures, dataset)
+        job = {"dataset": str(dataset), "pictures": str(pictures)}
         contenders = {
             name: stack.enter_context(Contender(name.partition(" ")[0], {**job, **more}))
             for name, more in (
                 ("graftflow", {}),
                 ("decode", {}),
-                ("forward 16, one thread", {"batch_size": 16, "threads": 1}),
-                ("forward 16", {"batch_size": 16}),
+                ("decode in passes", {"in_passes": True}),
+                ("forward 4, a pass a core", {"batch_size": 4, "at_once": None, "threads": 1}),
+                ("forward 8, a pass a core", {"batch_size": 8, "at_once": None, "threads": 1}),
+                ("forward 16, a pass a core", {"batch_size": 16, "at_once": None, "threads": 1}),
                 ("forward 64", {"batch_size": 64}),
                 ("keras", {}),
             )

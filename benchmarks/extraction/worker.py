@@ -28,10 +28,12 @@ def graftflow(job: dict[str, Any]) -> Round:
         passes.share_cores()
     function = passes.frozen_function(backbones.build("efficientnet_lite0"), SIZE)
     wanted = np.ones(sum(datasets.split_size(job["dataset"], split) for split in SPLITS), bool)
-    how = {"batch_size": job.get("batch_size"), "at_once": job.get("at_once")}
+    how = {name: job.get(name) for name in ("batch_size", "at_once", "decode_ahead")}
+    if not how["decode_ahead"]:
+        function = passes.decoding(function, SIZE)
 
     def go() -> int:
-        rows = features.computed(job["dataset"], function, input_size=SIZE, wanted=wanted, **how)
+        rows = features.computed(job["dataset"], function, wanted=wanted, **how)
         return sum(len(places) for places, _ in rows)
 
     return go
@@ -56,21 +58,30 @@ def whole(job: dict[str, Any]) -> Round:
 
 
 def decode(job: dict[str, Any]) -> Round:
-    """Records read, decoded and resized as the served model does it, and thrown away."""
+    """Records read, decoded and resized as the served model does it, by ``tf.data`` or ``in_passes``; none is kept."""
+    import numpy as np
     import tensorflow as tf
 
-    from graftflow import datasets, preprocessing
+    from graftflow import datasets, features, passes, preprocessing
 
     # As few threads as cost least: what they spend on waiting for each other is no part of a limit.
     tf.config.threading.set_intra_op_parallelism_threads(1)
+    if job.get("in_passes"):
+        wanted = np.ones(sum(datasets.split_size(job["dataset"], split) for split in SPLITS), bool)
+        corners = passes.decoding(lambda pixels: pixels[:, 0, 0], SIZE)
+
+        def in_passes() -> int:
+            rows = features.computed(job["dataset"], corners, wanted=wanted)
+            return sum(len(places) for places, _ in rows)
+
+        return in_passes
 
     def go() -> int:
-        count = 0
-        for split in SPLITS:
-            records = datasets.read_split(job["dataset"], split)
-            pixels = records.map(lambda r: preprocessing.decode(r["image"], SIZE), tf.data.AUTOTUNE)
-            count += int(pixels.reduce(0, lambda n, _: n + 1))
-        return count
+        records, *others = [datasets.read_split(job["dataset"], split) for split in SPLITS]
+        for other in others:
+            records = records.concatenate(other)
+        pixels = records.map(lambda r: preprocessing.decode(r["image"], SIZE), tf.data.AUTOTUNE)
+        return int(pixels.reduce(0, lambda n, _: n + 1))
 
     return go
 

@@ -135,23 +135,24 @@ def computed(
     dataset_path: str | Path,
     function: Callable[[tf.Tensor], tf.Tensor],
     *,
-    input_size: int,
     wanted: npt.NDArray[np.bool_],
+    decode_ahead: int | None = None,
     batch_size: int | None = None,
     at_once: int | None = None,
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Send pictures of a data set through a network, several batches at once, while the next ones are decoded.
+    """Send pictures of a data set through a network, several batches at once.
 
-    The splits are one stream: at the end of each a core would be idle until the last batch is through. Four batches,
-    and one for each pass, are held as pixels at most, and some pictures of the next beside them, however many there
-    are.
+    The splits are one stream: at the end of each a core would be idle until the last batch is through. The rows have
+    the same bits whatever the batches, and wherever they are decoded.
 
     Args:
         dataset_path: a ``dataset`` artifact.
-        function: from pixels ``float32 (b, s, s, 3)`` in [0, 1] to ``float32 (b, d)``, as
+        function: from encoded pictures, ``string (b,)``, to ``float32 (b, d)``, as :func:`graftflow.passes.decoding`;
+            with ``decode_ahead`` from pixels, ``float32 (b, s, s, 3)`` in [0, 1], as
             :func:`graftflow.passes.frozen_function`.
-        input_size: s, in pixels.
         wanted: bool ``(n,)``, which pictures to take, of all splits, one behind the other.
+        decode_ahead: s, in pixels, where ``tf.data`` is to decode beside the passes, which keeps a GPU at work: four
+            batches, and one for each pass, are held as pixels at most, and some pictures of the next.
         batch_size: pictures a forward pass, by default :func:`graftflow.passes.batch_size`.
         at_once: passes at once, by default :func:`graftflow.passes.num_passes`.
 
@@ -159,20 +160,18 @@ def computed(
         The pictures' places among those n, int64 ``(b,)``, ascending, and their rows, float32 ``(b, d)``.
     """
     mask = tf.constant(wanted)
-    streams = [datasets.read_split(dataset_path, split) for split in SPLITS]
-    records = streams[0]
-    for stream in streams[1:]:
-        records = records.concatenate(stream)
-    decoded = (
+    records, *others = [datasets.read_split(dataset_path, split) for split in SPLITS]
+    for other in others:
+        records = records.concatenate(other)
+    images = (
         records.enumerate()
         .filter(lambda place, _: mask[place])
-        .map(
-            lambda place, record: (place, preprocessing.decode(record["image"], input_size)),
-            tf.data.AUTOTUNE,
-        )
+        .map(lambda place, record: (place, record["image"]))
     )
-    batches = decoded.batch(batch_size or passes.batch_size()).prefetch(2)
-    named = ((places.numpy(), pixels) for places, pixels in batches)
+    if (size := decode_ahead) is not None:
+        images = images.map(lambda place, image: (place, preprocessing.decode(image, size)), tf.data.AUTOTUNE)
+    batches = images.batch(batch_size or passes.batch_size()).prefetch(2)
+    named = ((places.numpy(), batch) for places, batch in batches)
     yield from passes.side_by_side(function, named, at_once=at_once)
 
 
@@ -219,8 +218,11 @@ def _extract(
         function = passes.frozen_function(model, facts.input_size)
         wanted = np.zeros(sum(counts.values()), bool)
         wanted[places[new]] = True
+        decode_ahead = facts.input_size if passes.on_gpu() else None
+        if decode_ahead is None:
+            function = passes.decoding(function, facts.input_size)
         batches = computed(
-            dataset_path, function, input_size=facts.input_size, wanted=wanted, batch_size=batch_size
+            dataset_path, function, wanted=wanted, decode_ahead=decode_ahead, batch_size=batch_size
         )
         _fill(found, batches, places, digests, rows, progress)
     if rows is not None:

@@ -18,12 +18,14 @@ DECODED_AT_ONCE = 4
 MOST_GIF_BLOCKS = 2**17
 
 
-def decode(image: tf.Tensor, size: int) -> tf.Tensor:
+def decode(image: tf.Tensor, size: int, *, white: float | tf.Tensor = 255.0) -> tf.Tensor:
     """Decode one picture and squash it to a square of pixels.
 
     Args:
         image: scalar string, as for :func:`read_pixels`.
         size: side of the result in pixels.
+        white: 255. In a graph TensorFlow's optimizer makes a division by a constant a multiplication, which may
+            change the last bit; where it is an argument of the graph, pixels are those of ``tf.data`` and eager calls.
 
     Returns:
         ``float32 (size, size, 3)`` in [0, 1], bilinear with antialiasing.
@@ -33,7 +35,7 @@ def decode(image: tf.Tensor, size: int) -> tf.Tensor:
     """
     # The 8-bit picture as it is: as float32, which gives the same numbers, it would take four times the memory.
     pixels = tf.image.resize(read_pixels(image), (size, size), antialias=True)
-    return tf.ensure_shape(tf.clip_by_value(pixels / 255.0, 0.0, 1.0), (size, size, 3))
+    return tf.ensure_shape(tf.clip_by_value(pixels / white, 0.0, 1.0), (size, size, 3))
 
 
 def decode_crop(image: tf.Tensor, size: int, *, shorter_side: int) -> tf.Tensor:
@@ -56,10 +58,10 @@ def decode_crop(image: tf.Tensor, size: int, *, shorter_side: int) -> tf.Tensor:
     return tf.ensure_shape(tf.clip_by_value(pixels / 255.0, 0.0, 1.0), (size, size, 3))
 
 
-def decode_batch(images: tf.Tensor, size: int) -> tf.Tensor:
+def decode_batch(images: tf.Tensor, size: int, *, white: float | tf.Tensor = 255.0) -> tf.Tensor:
     """Apply :func:`decode` to ``string (n,)``; returns ``float32 (n, size, size, 3)`` in [0, 1]."""
     return tf.map_fn(
-        lambda image: decode(image, size),
+        lambda image: decode(image, size, white=white),
         images,
         fn_output_signature=tf.TensorSpec((size, size, 3), tf.float32),
         parallel_iterations=DECODED_AT_ONCE,

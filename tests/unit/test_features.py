@@ -1,5 +1,6 @@
 """Cached features: the backbone sees a picture once, and a damaged cache is never believed."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from graftflow import caches, datasets, feature_cache, features, files
+from graftflow import backbones, caches, datasets, feature_cache, features, files, passes
 from graftflow.errors import InputError
 from graftflow.splits import SPLITS
 
@@ -144,12 +145,15 @@ def test_the_key_follows_what_features_depend_on(filled) -> None:
     assert caches.key_of(features.cache_facts({**identity, "weights": "mirror.pth"})) == key
 
 
-def test_no_split_is_held_as_pixels(artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("decode_ahead", [8, None])
+def test_no_split_is_held_as_pixels(
+    artifacts, monkeypatch: pytest.MonkeyPatch, decode_ahead: int | None
+) -> None:
     """Decoding stops a few batches ahead of the network, however many pictures follow."""
     decoded, read, times = [], datasets.read_split, 40
     count = times * sum(datasets.split_size(artifacts.dataset, split) for split in SPLITS)
 
-    def decode(_image: tf.Tensor, size: int) -> tf.Tensor:
+    def decode(_image: tf.Tensor, size: int, **_white: tf.Tensor) -> tf.Tensor:
         def note() -> np.float32:
             decoded.append(1)
             return np.float32(0.5)
@@ -158,25 +162,58 @@ def test_no_split_is_held_as_pixels(artifacts, monkeypatch: pytest.MonkeyPatch) 
 
     ahead = []
 
-    def network(pixels: tf.Tensor) -> tf.Tensor:
+    def wait() -> np.float32:
         before = -1
         while before < len(decoded):  # until decoding has stopped by itself
             before = len(decoded)
             time.sleep(0.2)
         ahead.append(len(decoded))
-        return pixels[:, 0, 0]
+        return np.float32(0)
+
+    def network(pixels: tf.Tensor) -> tf.Tensor:
+        with tf.control_dependencies([pixels]):
+            return pixels[:, 0, 0] + tf.numpy_function(wait, [], tf.float32)
 
     monkeypatch.setattr(features.preprocessing, "decode", decode)
     monkeypatch.setattr(datasets, "read_split", lambda path, split: read(path, split).repeat(times))
     rows = features.computed(
-        artifacts.dataset, network, input_size=8, wanted=np.ones(count, bool), batch_size=4, at_once=2
-    )
+        artifacts.dataset, network if decode_ahead else passes.decoding(network, 8), wanted=np.ones(count, bool),
+        decode_ahead=decode_ahead, batch_size=4, at_once=2,
+    )  # fmt: skip
     places, first = next(rows)
     assert places.tolist() == [0, 1, 2, 3]
     assert first.shape == (4, 3)
     assert count > 900
-    # Six batches for two passes, and what tf.data decodes beside them, which is its choice: 4 to 16 pictures seen.
-    assert 4 <= ahead[0] <= 6 * 4 + 48
+    # Six batches for two passes, and some pictures of the next for each core; or what the two passes hold.
+    assert 4 <= ahead[0] <= (6 * 4 + 4 * (os.cpu_count() or 1) if decode_ahead else 2 * 4)
+
+
+def test_features_have_the_same_bits_wherever_and_in_whatever_batches_pictures_are_decoded(artifacts) -> None:
+    function = passes.frozen_function(backbones.build("efficientnet_lite0"), 224)
+    wanted = np.arange(48) % 5 > 0
+    ways = [
+        (function, {"batch_size": 5, "at_once": 1, "decode_ahead": 224}),
+        (function, {"batch_size": 16, "decode_ahead": 224}),
+        (passes.decoding(function, 224), {"batch_size": 8}),
+        (passes.decoding(function, 224), {"batch_size": 7, "at_once": 3}),
+    ]
+    found = []
+    for network, way in ways:
+        rows = list(features.computed(artifacts.dataset, network, wanted=wanted, **way))
+        assert np.concatenate([places for places, _ in rows]).tolist() == np.flatnonzero(wanted).tolist()
+        found.append(np.concatenate([row for _, row in rows]))
+    assert found[0].std() > 0.01
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_reading_never_waits_for_a_thread_that_tunes_it(artifacts) -> None:
+    """Tuned iterators wait where they end, now and then for up to a minute: none must be."""
+    records = datasets.read_split(artifacts.dataset, "train")
+    batches = records.map(lambda r: r["label"], tf.data.AUTOTUNE).concatenate(
+        records.map(lambda r: r["label"])
+    )
+    assert batches.batch(2).prefetch(2).options().autotune.enabled is False
 
 
 def test_bad_settings_are_refused(artifacts, tmp_path: Path) -> None:

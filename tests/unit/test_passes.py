@@ -109,6 +109,6 @@ def test_cores_follow_the_quota_of_the_container(
 
 
 def test_a_gpu_gets_larger_batches_and_two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert passes.batch_size() == 16
+    assert passes.batch_size() == 8
     monkeypatch.setattr(passes.tf.config, "list_physical_devices", lambda kind: [kind])
     assert (passes.batch_size(), passes.num_passes()) == (64, 2)
