@@ -30,6 +30,7 @@ _OUT_OF_MEMORY = (
     "failed to map segment from shared object",
     "can't start new thread",
     "error return without exception set",
+    "Status: 1, message: could not create a primitive",  # oneDNN: dnnl_out_of_memory
 )
 
 

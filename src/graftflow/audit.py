@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ COLOURLESS = 2
 MOST_ROWS = 1000
 THREADS = min(4, os.cpu_count() or 1)
 _TRACING = threading.Lock()
+_TRACING_ENDED: list[Exception] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +183,27 @@ def _audited(picture: Picture, found: Encoding, sha256: str) -> Audited:
     return Audited(picture.path, picture.label, facts, found.data, thumbnail if comparable else b"")
 
 
+def _trace(function: Any) -> None:
+    """Trace ``function`` before any thread makes a tensor: TensorFlow counts both, and names functions by the count.
+
+    Where memory ended while TensorFlow traced, it keeps its lock, and another try would wait for ever.
+    """
+    with _TRACING:
+        if _TRACING_ENDED:
+            raise _TRACING_ENDED[0]
+        try:
+            function.get_concrete_function()
+        except Exception as error:
+            _TRACING_ENDED.append(error)
+            raise
+
+
 def _decodes_in_tensorflow(found: Encoding) -> bool:
     import tensorflow as tf
 
     from graftflow.preprocessing import read_pixels
 
-    with (
-        _TRACING
-    ):  # before any thread makes a tensor: TensorFlow counts both, and names functions by the count
-        read_pixels.get_concrete_function()
+    _trace(read_pixels)
     try:
         pixels = read_pixels(tf.constant(found.data))
     except tf.errors.OpError:

@@ -86,6 +86,11 @@ def test_a_step_that_a_signal_ends_is_told_as_one(tmp_path: Path, ending: signal
             ["RuntimeError: can't start new thread"],
             "RuntimeError: can't start new thread, perhaps out of memory",
         ),
+        (
+            ["x.AbortedError: Operation failed. Status: 1, message: could not create a primitive"],
+            "AbortedError: Operation failed. Status: 1, message: could not create a primitive, perhaps out "
+            "of memory",
+        ),
         # Keras tells first where it was.
         (
             [

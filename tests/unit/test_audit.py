@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graftflow import audit
 from graftflow.datasets import write_dataset
 from graftflow.errors import InputError
 from graftflow.files import read_json
@@ -225,3 +226,21 @@ def test_photographs_of_cats_and_dogs_are_kept_as_they_are(tmp_path: Path) -> No
     assert info.audit["near_duplicates"] == info.audit["duplicates"] == 0
     assert info.pictures == sum(1 for _ in CATS_AND_DOGS.rglob("*.jpg"))
     assert info.counts["test"]["cat"] == info.counts["test"]["dog"]
+
+
+def test_where_memory_ends_while_tensorflow_traces_no_thread_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorFlow keeps its lock then: a second try would never return."""
+    tries = []
+
+    class Function:
+        def get_concrete_function(self) -> None:
+            tries.append(1)
+            raise MemoryError("no more")
+
+    monkeypatch.setattr(audit, "_TRACING_ENDED", [])
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no more"):
+            audit._trace(Function())
+    assert len(tries) == 1
