@@ -49,6 +49,18 @@ def test_reloaded_equals_original(model, signatures, pictures: list[bytes]) -> N
         ]
 
 
+@pytest.mark.parametrize("name", ["serving_default", "ranked", "pixels"])
+def test_a_signature_takes_any_number_of_pictures_of_one_form(signatures, name: str) -> None:
+    """What servers show as metadata, and check requests by."""
+    _, given = signatures[name].structured_input_signature
+    expected = (
+        {"pixels": tf.TensorSpec((None, 224, 224, 3), tf.float32, "pixels")}
+        if name == "pixels"
+        else {"image_bytes": tf.TensorSpec((None,), tf.string, "image_bytes")}
+    )
+    assert given == expected
+
+
 def test_ranked_lists_every_class_best_first(signatures, pictures: list[bytes]) -> None:
     ranked = signatures["ranked"](image_bytes=tf.constant(pictures))
     answer = signatures["serving_default"](image_bytes=tf.constant(pictures))

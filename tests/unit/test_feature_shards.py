@@ -179,11 +179,11 @@ def test_every_picture_needs_exactly_one_row(copies, tmp_path: Path) -> None:
 def test_a_failed_shard_alone_is_computed_again_and_only_what_it_lacks(
     artifacts, three, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, original = tmp_path / "cache", features.passes.frozen_function
+    cache, original = tmp_path / "cache", features.passes.decoding
     with_cache = {"cache": cache, "batch_size": 4}
 
-    def failing(model, input_size):
-        function, calls = original(model, input_size), []
+    def failing(network, input_size):
+        function, calls = original(network, input_size), []
 
         def run(batch):
             calls.append(1)
@@ -195,10 +195,10 @@ def test_a_failed_shard_alone_is_computed_again_and_only_what_it_lacks(
 
     for number in (0, 2):
         assert extract(tmp_path / str(number), artifacts.dataset, number, 3, **with_cache)["computed"] == 16
-    monkeypatch.setattr(features.passes, "frozen_function", failing)
+    monkeypatch.setattr(features.passes, "decoding", failing)
     with pytest.raises(RuntimeError, match="fell off"):
         extract(tmp_path / "1", artifacts.dataset, 1, 3, **with_cache)
-    monkeypatch.setattr(features.passes, "frozen_function", original)
+    monkeypatch.setattr(features.passes, "decoding", original)
     shutil.rmtree(tmp_path / "1")
     again = extract(tmp_path / "1", artifacts.dataset, 1, 3, **with_cache)
     assert again["computed"] + again["cached"] == 16
