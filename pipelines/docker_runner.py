@@ -15,6 +15,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,7 @@ _KILLED = 137
 _TMP = "/tmp"  # noqa: S108  # nosec B108 # inside the container, its own
 # The containers at work, by their ids.
 _live: dict[str, Any] = {}
+_printing = threading.Lock()
 
 
 class RunnerError(ValueError):
@@ -243,10 +245,15 @@ class TruthfulHandler(docker_task_handler.DockerTaskHandler):  # type: ignore[mi
         _live[container.id] = container
         try:
             container.start()
-            printed = print_lines(container.logs(stream=True, follow=True))
+            # Each stream alone: a line of one may arrive between two pieces of a line of the other.
+            streams = [{"stdout": True, "stderr": False}, {"stdout": False, "stderr": True}]
+            # Asked by their threads: Podman answers with the first word, and a stream may have none.
+            with ThreadPoolExecutor(len(streams)) as pool:
+                printed = list(pool.map(lambda one: print_lines(_follow(container, one)), streams))
             code = int(container.wait()["StatusCode"])
             # Podman may end the stream before a container's last words.
-            print_lines(iter([container.logs()[printed:]]))
+            for stream, count in zip(streams, printed, strict=True):
+                print_lines(iter([container.logs(**stream)[count:]]))
             container.reload()
             return code, bool(container.attrs["State"].get("OOMKilled"))
         finally:
@@ -258,16 +265,26 @@ class TruthfulHandler(docker_task_handler.DockerTaskHandler):  # type: ignore[mi
 
 
 def print_lines(chunks: Iterator[bytes]) -> int:
-    """Print what arrives in pieces of any length as whole lines; returns the number of bytes."""
+    """Print what arrives in pieces of any length as whole lines; returns the number of bytes. Threads may call it."""
     rest, count = b"", 0
     for chunk in chunks:
         count += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            print(line.decode(errors="replace"))
+            _print(line)
     if rest:
-        print(rest.decode(errors="replace"))
+        _print(rest)
     return count
+
+
+def _follow(container: Any, stream: Mapping[str, bool]) -> Iterator[bytes]:
+    with contextlib.suppress(docker.errors.NotFound):  # an interrupt has removed it
+        yield from container.logs(stream=True, follow=True, **stream)
+
+
+def _print(line: bytes) -> None:
+    with _printing:
+        print(line.decode(errors="replace"))
 
 
 def outputs_of(command: Sequence[str]) -> Path | None:

@@ -325,6 +325,14 @@ def test_a_step_cannot_write_elsewhere_nor_reach_the_network(
     )
 
 
+def test_lines_of_one_stream_never_part_those_of_the_other(tmp_path: Path, docker_host: str, capsys) -> None:
+    mixed = "printf 'half a ' >&2; echo whole; printf 'line\\n' >&2; i=$((i + 1))"
+    with pytest.raises(RuntimeError, match="FAILURE"):
+        run_step(tmp_path, f"i=0; while [ $i -lt 100 ]; do {mixed}; done; printf 'no end'; exit 1")
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [said.count(line) for line in ("whole", "half a line", "no end")] == [100, 100, 1]
+
+
 def test_an_image_that_is_not_here_is_not_looked_for_elsewhere(docker_host: str) -> None:
     with pytest.raises(
         RunnerError, match="The image must be on this machine. Received: 'graftflow-python-cpu:none'"
