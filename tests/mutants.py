@@ -218,12 +218,16 @@ def _be_child(
         os.dup2(null, 2)
         if finder:
             sys.meta_path.insert(0, finder)
-        temporary = folder / "temporary"
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary, current = folder / "temporary", folder / "current"
+        for path in (temporary, current):  # what one mutant writes, another must not find
+            shutil.rmtree(path, ignore_errors=True)
+        current.mkdir()
+        os.chdir(current)
         plugin = Session(folder, campaign.rebuilt, durations, slowest)
-        options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={temporary}"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={temporary}", f"--rootdir={ROOT}"]
+        tests = [str(ROOT / "tests" / "unit" / name) for name in campaign.tests]
         code = int(
-            pytest.main([*options, *(f"tests/unit/{name}" for name in campaign.tests)], plugins=[plugin])
+            pytest.main([*options, f"--config-file={ROOT / 'pyproject.toml'}", *tests], plugins=[plugin])
         )
         told.write_text(json.dumps({"failed": plugin.failed, "seconds": plugin.seconds}))
     finally:
