@@ -46,7 +46,10 @@ class Campaign:
 CAMPAIGNS = {
     "metrics": Campaign(("metrics.py",), ("test_metrics.py",)),
     "heads": Campaign(("heads.py", "logistic.py"), ("test_heads.py",), rebuilt=("head",)),
-    "datasets": Campaign(("datasets.py", "splits.py"), ("test_splits.py", "test_datasets.py")),
+    "datasets": Campaign(
+        ("datasets.py", "splits.py"),
+        ("test_splits.py", "test_datasets.py", "test_near_duplicates.py", "test_conversions.py"),
+    ),
     "export": Campaign(("export.py",), ("test_export.py",), rebuilt=("saved_model", "evaluation")),
     "attacks": Campaign(
         tuple(

@@ -208,6 +208,7 @@ def test_written_head_gives_the_figures_it_names(artifacts, tmp_path: Path, head
     )
     assert summary == files.read_json(tmp_path / "head.json")
     assert (summary["type"], summary["class_weight"]) == (head_type, "balanced")
+    assert summary["chosen_c"] in [point["c"] for point in summary["path"]]
     layers = heads.read_layers(tmp_path)
     assert len(layers) == 1 + (head_type == "mlp")
     with np.load(artifacts.features / "validation.npz") as arrays:

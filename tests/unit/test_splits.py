@@ -1,6 +1,7 @@
 """Who goes into which split: in proportion, by class, groups whole, the same everywhere."""
 
 import hashlib
+import itertools
 import random
 from collections import Counter
 
@@ -60,6 +61,26 @@ def test_where_all_pictures_are_in_mixed_groups_every_class_is_in_every_split(se
         [Member(f"{i}/{j}", draw.choice("aaaaaaab")) for j in range(draw.randint(2, 5))] for i in range(14)
     ]
     groups += [[Member(f"rare{i}/{j}", label) for j, label in enumerate("ac")] for i in range(3)]
+    found = counted(groups, assign_splits(groups, seed=seed, fractions=FRACTIONS))
+    assert all(found[label, split] for label in "abc" for split in SPLITS)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_few_mixed_groups_are_moved_until_every_class_is_in_every_split(seed: int) -> None:
+    draw = random.Random(seed)
+    groups = [[Member(f"{i}/{j}", draw.choice("abc")) for j in range(draw.randint(1, 4))] for i in range(8)]
+    held = [{member.label for member in group} for group in groups]
+    possible = any(
+        all(
+            len({split for split, labels in zip(way, held, strict=True) if label in labels}) == 3
+            for label in "abc"
+        )
+        for way in itertools.product(SPLITS, repeat=len(groups))
+    )
+    if not possible:
+        with pytest.raises(InputError, match="Each class needs pictures in at least 3 groups"):
+            assign_splits(groups, seed=seed, fractions=FRACTIONS)
+        return
     found = counted(groups, assign_splits(groups, seed=seed, fractions=FRACTIONS))
     assert all(found[label, split] for label in "abc" for split in SPLITS)
 
