@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from graftflow import attacks, datasets, preprocessing
-from graftflow.attacks import balls, networks
+from graftflow.attacks import balls, networks, results
 from graftflow.errors import InputError
 from graftflow.training import load_classifier
 from tests.conftest import Artifacts
@@ -313,6 +313,64 @@ def test_a_restart_begins_again_where_a_picture_resists() -> None:
         attacks.pgd(network, grey(2), np.ones(2, int), epsilon=0.01, steps=4, seed=0, restarts=restarts)
         judged.append(int(network.count))
     assert judged[1] > 2 * judged[0]
+
+
+@pytest.mark.parametrize("attack", [attacks.apgd, attacks.projected_gradient])
+def test_every_restart_begins_elsewhere(
+    attack: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts, original = [], results.Batch.random_start
+
+    def noted(batch: results.Batch, *seed: int) -> tf.Tensor:
+        starts.append(original(batch, *seed))
+        return starts[-1]
+
+    monkeypatch.setattr(results.Batch, "random_start", noted)
+    attack(Linear(margin=100.0), grey(2), np.ones(2, int), epsilon=0.01, steps=1, seed=0, restarts=3)
+    assert len({start.numpy().tobytes() for start in starts}) == len(starts) == 3
+
+
+class Facets:
+    """Logits of ``classes`` classes, each a linear function of its own; the first leads on grey by far."""
+
+    def __init__(self, classes: int) -> None:
+        self.w = tf.constant(np.random.default_rng(6).normal(0, 0.1, (SIDE, SIDE, 3, classes)), tf.float32)
+
+    def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
+        logits = tf.tensordot(pixels - 0.5, self.w, 3)
+        return logits + 10 * tf.one_hot(0, logits.shape[1])
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_targeted_dlr_climbs_to_the_class_that_it_is_given(batch_size: int) -> None:
+    network, targets = Facets(5), np.array([3, 1, 4, 2, 1, 3])
+    labels = np.zeros(len(targets), int)
+    found = attacks.apgd(
+        network, grey(len(targets)), labels, epsilon=0.02, steps=20, seed=0, loss="targeted-dlr", targets=targets,
+        batch_size=batch_size,
+    )  # fmt: skip
+    assert not found.fooled.any()
+    risen = network(tf.constant(found.pixels)) - network(tf.constant(grey(1)))
+    assert (np.argmax(risen - risen[:, :1], axis=1) == targets).all()
+
+
+@pytest.mark.parametrize(("classes", "climbs"), [(2, 1), (3, 2)])
+def test_the_ensemble_restarts_each_of_its_climbs(classes: int, climbs: int) -> None:
+    judged = [
+        attacks.ensemble(
+            Facets(classes),
+            grey(2),
+            np.zeros(2, int),
+            epsilon=0.01,
+            steps=4,
+            queries=3,
+            seed=0,
+            restarts=restarts,
+        ).evaluations
+        for restarts in (1, 2, 3)
+    ]
+    assert (judged[1] - judged[0] == 5 * climbs).all()
+    assert (judged[2] - judged[1] == 5 * climbs).all()
 
 
 def test_apgd_halves_its_step_until_it_stands_on_the_peak() -> None:

@@ -140,7 +140,9 @@ def test_what_was_left_out_of_a_class_that_is_too_small_is_told(tmp_path: Path) 
     assert (info.audit["pictures"], info.audit["left_out"]) == (20, 3)
     files |= {f"eel/{i}.jpg": encode(photo(9000 + i), "JPEG") for i in range(2)}
     files |= {"eel/2.jpg": b"\xff\xd8\xff", "eel/3.jpg": b""}
-    with pytest.raises(InputError, match=r"Class 'eel' of .* has 2\. 2 left out, first: 'eel/2\.jpg' has a broken header"):
+    with pytest.raises(
+        InputError, match=r"Class 'eel' of .* has 2\. 2 left out, first: 'eel/2\.jpg' has a broken header"
+    ):
         write(make_folder(tmp_path / "more", files))
 
 
