@@ -169,7 +169,8 @@ def computed(
         .map(lambda place, record: (place, record["image"]))
     )
     if (size := decode_ahead) is not None:
-        images = images.map(lambda place, image: (place, preprocessing.decode(image, size)), tf.data.AUTOTUNE)
+        # A number, for what AUTOTUNE stands for without autotuning is up to TensorFlow, and bounds what is held.
+        images = images.map(lambda place, image: (place, preprocessing.decode(image, size)), passes.cores())
     batches = images.batch(batch_size or passes.batch_size()).prefetch(2)
     named = ((places.numpy(), batch) for places, batch in batches)
     yield from passes.side_by_side(function, named, at_once=at_once)
