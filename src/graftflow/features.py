@@ -171,7 +171,10 @@ def computed(
     if (size := decode_ahead) is not None:
         # A number, for what AUTOTUNE stands for without autotuning is up to TensorFlow, and bounds what is held.
         images = images.map(lambda place, image: (place, preprocessing.decode(image, size)), passes.cores())
-    batches = images.batch(batch_size or passes.batch_size()).prefetch(2)
+    # Decoding fused with the making of batches would hold as many more as it likes.
+    options = tf.data.Options()
+    options.experimental_optimization.map_and_batch_fusion = False
+    batches = images.batch(batch_size or passes.batch_size()).prefetch(2).with_options(options)
     named = ((places.numpy(), batch) for places, batch in batches)
     yield from passes.side_by_side(function, named, at_once=at_once)
 
