@@ -169,9 +169,8 @@ def computed(
         .map(lambda place, record: (place, record["image"]))
     )
     if (size := decode_ahead) is not None:
-        # A number, for what AUTOTUNE stands for without autotuning is up to TensorFlow, and bounds what is held.
-        images = images.map(lambda place, image: (place, preprocessing.decode(image, size)), passes.cores())
-    # Decoding fused with the making of batches would hold as many more as it likes.
+        images = images.map(lambda place, image: (place, preprocessing.decode(image, size)), tf.data.AUTOTUNE)
+    # Decoding fused with the making of batches would hold two to five batches more.
     options = tf.data.Options()
     options.experimental_optimization.map_and_batch_fusion = False
     batches = images.batch(batch_size or passes.batch_size()).prefetch(2).with_options(options)
