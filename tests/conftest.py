@@ -1,6 +1,7 @@
 """Real artifacts, made once a session by the library itself and shared by the tests that read them."""
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # gRPC's handlers of forks end, now and then, a fork of a process that talks at that moment.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C in tests and all that they start: what runs in a shell's background inherits that it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from kfp import dsl, local
 import docker
 from pipelines import docker_runner, run_local
 from pipelines.docker_runner import Place, RunnerError
-from tests.unit.interruptible import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "tests" / "images" / "containers.conf"
@@ -346,7 +346,7 @@ def test_an_interrupt_ends_the_container(tmp_path: Path, docker_host: str) -> No
         f"t.run_step(Path({str(tmp_path)!r}), 'echo at work; while :; do :; done')"
     )
     process = subprocess.Popen(
-        interruptible("-c", code),
+        [sys.executable, "-c", code],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

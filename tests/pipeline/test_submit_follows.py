@@ -12,7 +12,6 @@ from kfp_server import FakeKfp, Snapshot, serving
 from submissions import one_line, prepare, run
 
 from pipelines import follow, submit
-from tests.unit.interruptible import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,7 +130,7 @@ def test_a_run_that_is_not_there_is_told(kfp, capsys, flag):
 def test_ctrl_c_leaves_the_run_going_and_says_how_to_follow_it(kfp):
     kfp.script = [Snapshot("RUNNING", {"fine-tune": "RUNNING"})]
     process = subprocess.Popen(
-        interruptible("-m", "pipelines.submit", "--host", kfp.url, "--wait", "--poll-seconds", "0.05"),
+        [sys.executable, "-m", "pipelines.submit", "--host", kfp.url, "--wait", "--poll-seconds", "0.05"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

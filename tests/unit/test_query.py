@@ -17,7 +17,6 @@ import pytest
 from graftflow.serving import query
 from graftflow.serving.answer_texts import Answer, shorten, shortest
 from tests.unit.grpc_double import grpc_double
-from tests.unit.interruptible import interruptible
 from tests.unit.scripted_server import RANKED, only_jpeg, scripted_server
 from tests.unit.serving_model import CLASSES, ROOT, free_port, picture, running_server, save_model
 
@@ -250,9 +249,9 @@ class TestFailures:
             double.delay = 5
             url = {"http": scripted.url, "grpc": double.url}[scheme]
             process = subprocess.Popen(
-                interruptible(*command(
+                command(
                     pictures, "--url", url, "--model=pets", f"--in-flight={in_flight}", "--batch-size=1"
-                )[1:]),
+                ),
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
             )  # fmt: skip
             end = time.monotonic() + 20

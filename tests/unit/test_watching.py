@@ -13,7 +13,6 @@ import pytest
 from graftflow.serving import query
 from graftflow.serving.latencies import Latencies
 from graftflow.serving.windows import in_order
-from tests.unit.interruptible import interruptible
 from tests.unit.scripted_server import only_jpeg, scripted_server
 from tests.unit.serving_model import ROOT, free_port, picture
 
@@ -87,7 +86,7 @@ class TestWatch:
 
     def test_an_interruption_ends_it_with_the_summary(self, scripted, pictures):
         process = subprocess.Popen(
-            interruptible(*command(pictures / "a.jpg", "--watch", "--url", scripted.url)[1:]),
+            command(pictures / "a.jpg", "--watch", "--url", scripted.url),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, cwd=ROOT,
         )  # fmt: skip
         end = time.monotonic() + 20
